@@ -1,0 +1,106 @@
+"""The command line. Light to import: what is heavy is imported by the command that needs it.
+
+Exit codes: 0 done; 1 the run failed; 2 the user's input is wrong; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.config import ConfigError
+from orchestrator.reading import read_source
+from orchestrator.schema import json_schema, schema_keys, schema_markdown
+
+if TYPE_CHECKING:
+    from orchestrator.train import Result
+
+STARTED = time.time()
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    help="Train computer-vision models from one YAML file, on a laptop or a cluster.",
+)
+
+ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file.")]
+Local = Annotated[bool, typer.Option("--local", help="Train in this process, without Ray workers.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Ray's output and whole tracebacks.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Override keys of the file.")]
+
+
+def _keys_help() -> str:
+    """Every key of the schema, one per paragraph of the help."""
+    lines = [f"  {k.name} ({k.default}): {k.description}" for k in schema_keys()]
+    return "\n\n".join(["\b\nKEYS (default)\n" + "\n".join(lines)])
+
+
+@app.command(epilog=_keys_help())
+def train(config: ConfigFile, overrides: Overrides = None, local: Local = False, verbose: Verbose = False) -> None:
+    """Train a model as CONFIG says."""
+    source = read_source(config, overrides or [])
+    from orchestrator.train import train_source
+
+    _run(lambda: train_source(source, local=local, verbose=verbose, started=STARTED), verbose)
+
+
+@app.command()
+def resume(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of an interrupted run.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[scaling.KEY=VALUE]...", help="Other machines than before.")
+    ] = None,
+    local: Local = False,
+    verbose: Verbose = False,
+) -> None:
+    """Go on with an interrupted run from its last checkpoint."""
+    from orchestrator import train as training
+
+    _run(lambda: training.resume(run, tuple(overrides or ()), local=local, verbose=verbose), verbose)
+
+
+@app.command()
+def schema(
+    markdown: Annotated[bool, typer.Option("--markdown", help="The table of docs/config.md instead.")] = False,
+) -> None:
+    """Print the JSON schema of config files, for editors."""
+    typer.echo(schema_markdown() if markdown else json.dumps(json_schema(), indent=2), nl=not markdown)
+
+
+def _run(command: Callable[[], Result], verbose: bool) -> None:
+    from orchestrator.train import RunError
+
+    sys.path.insert(0, "")  # models of the user's own lie in the current folder
+    try:
+        result = command()
+    except RunError as error:
+        if verbose:
+            raise
+        typer.echo(f"orchestrator: {error}", err=True)
+        raise typer.Exit(1) from error
+    if result.interrupted:
+        raise typer.Exit(130)
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        app()
+    except ConfigError as error:
+        typer.echo(f"orchestrator: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("orchestrator: interrupted", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""The one schema: a Recipe plus data, storage, machines and tracking."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import yaml
+from pydantic import Field, field_validator
+
+from trainables.recipe import Bool, Float, Int, Recipe, Settings, Text, Unavailable
+
+FORMAT_VERSION = 1
+"""Of config.yaml in a run folder."""
+
+
+class ConfigError(ValueError):
+    """The user's input is wrong: the message says what, where, and what to do. Exit code 2."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a config, at a dotted key."""
+
+    key: str
+    message: str
+
+
+class Scaling(Settings):
+    """Where the training runs."""
+
+    unavailable: ClassVar[dict[str, Unavailable]] = {"workers": lambda v: isinstance(v, list)}
+
+    workers: Literal["auto"] | Int | list[Int] = Field(
+        "auto",
+        description="Data-parallel workers; auto: every GPU of the machine or cluster, one process without Ray on a "
+        "machine with one GPU or none.",
+    )
+    address: Text | None = Field(
+        None, description="Ray cluster to run on (host:port, or auto); null: RAY_ADDRESS, else this machine."
+    )
+
+    @field_validator("workers")
+    @classmethod
+    def _workers(cls, value: Any) -> Any:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("Input should be auto or at least 1")
+        return value
+
+
+class Tracking(Settings):
+    """Where the numbers go."""
+
+    uri: Text | None = Field(
+        None, description="MLflow server or store; null: MLFLOW_TRACKING_URI, else a local store under storage."
+    )
+    experiment: Text | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=100,
+        description="MLflow experiment and folder of the run; null: the data set's name.",
+    )
+
+    @field_validator("uri")
+    @classmethod
+    def _uri(cls, value: str | None) -> str | None:
+        if value and redact(value) != value:
+            raise ValueError(
+                "must not hold a password, which would be stored with the run: "
+                "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
+            )
+        return value
+
+
+class Config(Recipe):
+    """Everything that one run needs. Frozen; unknown keys are refused."""
+
+    unavailable: ClassVar[dict[str, Unavailable]] = Recipe.unavailable | {
+        "format": lambda v: v in ("coco", "yolo", "voc", "parquet"),
+        "fraction": lambda v: v != 1,
+        "cache": lambda v: v not in ("auto", "disk"),
+    }
+
+    data: Text = Field(
+        min_length=1, description="Folder of the data set, or digits: 1,797 handwritten digits that need no download."
+    )
+    format: Literal["auto", "digits", "imagefolder", "coco", "yolo", "voc", "parquet"] = Field(
+        "auto", description="How the data set is laid out; auto detects it and says so."
+    )
+    fraction: Float = Field(1.0, gt=0, le=1, description="Share of the training set that is used.")
+    val_fraction: Float = Field(
+        0.2, gt=0, lt=1, description="Share of each class that is split off where there is no validation set."
+    )
+    max_bad_fraction: Float = Field(
+        0.01, ge=0, le=1, description="Share of the images that may be unreadable; they are left out and listed."
+    )
+    cache: Literal["auto", "ram", "disk"] | Bool = Field(
+        "auto", description="Where decoded images are kept; auto: on disk, mapped and shared by all processes."
+    )
+    cache_dir: Text | None = Field(
+        None, description="Folder of the cache; null: ORCHESTRATOR_CACHE, else the user's cache folder."
+    )
+    storage: Text = Field("runs", min_length=1, description="Folder that run folders and the local MLflow store go to.")
+    name: Text | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=100,
+        description="Name of the run; null: model, date and time. A taken name gets a number.",
+    )
+    record_samples: Bool = Field(
+        False, description="Each worker writes the ids of the samples that it received to logs/samples-RANK.jsonl."
+    )
+    scaling: Scaling = Field(Scaling(), description="Where the training runs.")
+    tracking: Tracking = Field(Tracking(), description="Where the numbers go.")
+
+
+def yaml_text(value: Any) -> str:
+    """A value as one writes it in YAML."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
+
+
+def redact(text: str) -> str:
+    """The text with user and password taken out of any URI."""
+    return re.sub(r"://[^/@\s]*@", "://***@", text)
+
+
+def dump(config: Config) -> str:
+    """The YAML text of a resolved config, every key in the order of the schema."""
+    values = {"format_version": FORMAT_VERSION, **config.model_dump(mode="json")}
+    return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))

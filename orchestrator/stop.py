@@ -1,0 +1,52 @@
+"""How a run is asked to stop: Ctrl-C and SIGTERM set a flag that the loop reads at its next step."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The request, and the signals that made it."""
+
+    event: threading.Event = field(default_factory=threading.Event)
+    signals: list[int] = field(default_factory=list)
+
+    @property
+    def reason(self) -> str:
+        """What summary.json says: a user at the keyboard, or the machine that wants its place back."""
+        return "interruption" if signal.SIGTERM in self.signals else "user"
+
+    def install(self) -> None:
+        """Take the signals (again: `ray.init` replaces handlers). A second one ends the run at once.
+
+        In a thread other than the main one signals stay as they are.
+        """
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.event.is_set():
+            raise KeyboardInterrupt
+        self.signals.append(number)
+        self.event.set()
+
+
+@contextmanager
+def interruptible() -> Iterator[Stop]:
+    """A Stop whose handlers are taken down at the end."""
+    stop = Stop()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    stop.install()
+    try:
+        yield stop
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -1,0 +1,156 @@
+"""Run folders: STORAGE/EXPERIMENT/RUN with the names that others build on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.config import Config, ConfigError, dump
+from trainables.checkpoint import find, load
+from trainables.contracts import Metrics
+
+OBJECT_STORES = ("s3://", "gs://")
+
+
+def check_storage(storage: str) -> Path:
+    """The absolute folder of a storage setting. Raises ValueError where a run folder could not be written in it.
+
+    Leaves nothing behind: it writes an unnamed file into the nearest folder that exists.
+    """
+    if storage.startswith(OBJECT_STORES):
+        raise ValueError("storage on an object store is not available yet; name a folder")
+    folder = Path(storage).expanduser().absolute()
+    nearest = next(p for p in (folder, *folder.parents) if p.exists())
+    if not nearest.is_dir():
+        raise ValueError(f"storage {folder} cannot be made: {nearest} is a file")
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            return folder
+    except OSError as error:
+        raise ValueError(f"storage {folder} is not writable: {error.strerror}") from error
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A run of before, as it is taken up again."""
+
+    folder: RunFolder
+    checkpoint: Path | None
+    rows: list[Metrics]
+    """results.csv up to the checkpoint."""
+    run_id: str | None
+    """Of MLflow."""
+    fingerprint: str
+
+    def refuse_other_data(self, fingerprint: str) -> None:
+        """Raises ConfigError where the data set has changed since: the order would be another."""
+        if fingerprint != self.fingerprint:
+            raise ConfigError(
+                f"the data of {self.folder.path} have changed since it was started; train a new run on them"
+            )
+
+    def describe(self) -> str:
+        return f"after {len(self.rows)} epochs" + (f", from {self.checkpoint}" if self.checkpoint else "")
+
+
+class RunFolder:
+    """One run's folder on a local (or shared) file system. Written by the driver, checkpoints by rank 0."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.logs = path / "logs"
+        self.plots = path / "plots"
+        self.results = path / "results.csv"
+
+    @classmethod
+    def create(cls, storage: Path, experiment: str, name: str) -> RunFolder:
+        """Make a new folder; a name that is taken gets the next free number. Raises OSError."""
+        parent = storage / experiment
+        parent.mkdir(parents=True, exist_ok=True)
+        number = 1
+        while True:
+            path = parent / (name if number == 1 else f"{name}-{number}")
+            try:
+                path.mkdir()
+            except FileExistsError:
+                number += 1
+                continue
+            folder = cls(path)
+            for part in (folder.checkpoints, folder.logs, folder.plots):
+                part.mkdir()
+            return folder
+
+    @classmethod
+    def open(cls, path: Path) -> Saved:
+        """Take up a run that was interrupted or failed. Raises ConfigError where there is nothing to continue.
+
+        Rows of results.csv beyond the checkpoint are dropped: their epochs are trained again.
+        """
+        folder = cls(path.expanduser().absolute())
+        try:
+            summary = json.loads((folder.path / "summary.json").read_text())
+        except (OSError, json.JSONDecodeError) as error:
+            raise ConfigError(f"{path} is not the folder of a run that can be resumed: {error}") from error
+        if summary["status"] in ("finished", "stopped"):
+            raise ConfigError(
+                f"{path} is {summary['status']} after {summary['epochs_completed']} epochs: nothing to resume"
+            )
+        checkpoint = find(folder.checkpoints)
+        epochs = load(checkpoint).progress["epoch"] if checkpoint else 0
+        rows = [row for row in folder.read_results() if row["epoch"] <= epochs]
+        folder.results.unlink(missing_ok=True)
+        for row in rows:
+            folder.append_result(row)
+        return Saved(folder, checkpoint, rows, summary["mlflow"]["run_id"], summary["dataset"]["fingerprint"])
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def write_config(self, config: Config) -> None:
+        _write(self.path / "config.yaml", dump(config))
+
+    def write_json(self, name: str, values: dict[str, Any]) -> None:
+        _write(self.path / name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+    def write_csv(self, name: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        with (self.path / name).open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(header)
+            writer.writerows(rows)
+
+    def append_result(self, row: dict[str, Any]) -> None:
+        """Add an epoch's row to results.csv; the first row decides the columns."""
+        columns = self._columns() or list(row)
+        with self.results.open("a", newline="") as file:
+            writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore")
+            if file.tell() == 0:
+                writer.writeheader()
+            writer.writerow({k: "" if v is None else v for k, v in row.items()})
+
+    def read_results(self) -> list[Metrics]:
+        """The rows of results.csv, numbers as numbers and empty cells as None."""
+        if not self.results.exists():
+            return []
+        with self.results.open(newline="") as file:
+            return [{k: json.loads(v) if v else None for k, v in row.items()} for row in csv.DictReader(file)]
+
+    def _columns(self) -> list[str]:
+        if not self.results.exists():
+            return []
+        with self.results.open(newline="") as file:
+            return next(csv.reader(file), [])
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file in one rename: a reader sees the old or the new text."""
+    draft = path.with_name(f".{path.name}.tmp")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)

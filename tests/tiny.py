@@ -1,0 +1,126 @@
+"""What the tests train: models, data and runtimes so small that a run takes milliseconds.
+
+Configs and recipes name the models as ``tests.tiny:conv``: the way in which users name their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainables.contracts import Metrics, State
+from trainables.local import LocalRuntime
+from trainables.loop import Progress, fit
+from trainables.memory import MemoryData
+from trainables.recipe import Recipe
+from trainables.tasks import build_task
+
+CLASSES = ("red", "green", "blue")
+SIZE = 8
+TIMED = {"images_per_second", "data_wait_fraction", "seconds"}
+"""The parts of a row that differ from run to run."""
+
+
+# ------------------------------------------------------------------------------------------------ models
+
+
+def linear(num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, num_classes))
+
+
+def conv(num_classes: int) -> nn.Module:
+    """Without batch norm and dropout: the same function for every split of the batch."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, num_classes)
+    )
+
+
+def conv_norm_dropout(num_classes: int) -> nn.Module:
+    """With everything that has a state or draws random numbers."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(0.2),
+        nn.Linear(32, num_classes),
+    )
+
+
+class Explodes(nn.Module):
+    """Gives NaN from its third training step on."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.body = linear(num_classes)
+        self.steps = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.steps += self.training and images.device.type != "meta"
+        logits: Tensor = self.body(images)
+        return logits * float("nan") if self.steps >= 3 else logits
+
+
+# -------------------------------------------------------------------------------------------------- data
+
+
+def toy(train: int = 20, val: int = 7, batch: int = 6, **options: Any) -> MemoryData:
+    """Noisy images of one colour each, which is their class."""
+    random = np.random.default_rng(0)
+    count = train + val
+    labels = random.integers(0, len(CLASSES), count)
+    images = random.integers(0, 200, (count, SIZE, SIZE, 3), np.uint8)
+    images[np.arange(count), :, :, labels] += 55
+    return MemoryData(images, labels, CLASSES, train, batch, **options)
+
+
+def recipe(**settings: Any) -> Recipe:
+    """Few epochs of the small model, without anything that is made for long runs."""
+    defaults: dict[str, Any] = {"model": "tests.tiny:conv", "epochs": 3, "batch": 6, "lr": 0.05, "optimizer": "SGD"}
+    return Recipe.model_validate({**defaults, **settings})
+
+
+# ----------------------------------------------------------------------------------------------- running
+
+
+class Recorder:
+    """Keeps what the loop reports; asks it to stop once `stop_at` (epoch, step), both from 1, has been reported."""
+
+    def __init__(self, stop_at: tuple[int, int] | None = None) -> None:
+        self.rows: list[Metrics] = []
+        self.steps: list[Metrics] = []
+        self.facts: list[Metrics] = []
+        self.kinds: list[str] = []
+        self.stop_at = stop_at
+        self.stop: Callable[[], None] = lambda: None
+
+    def __call__(self, metrics: Metrics, state: State | None) -> None:
+        kind = "row" if "train_loss" in metrics else "step" if "loss" in metrics else "facts"
+        {"row": self.rows, "step": self.steps, "facts": self.facts}[kind].append(metrics)
+        self.kinds.append(kind)
+        if kind == "step" and (metrics["epoch"], metrics["step"]) == self.stop_at:
+            self.stop()
+
+    @property
+    def untimed_rows(self) -> list[Metrics]:
+        return [{k: v for k, v in row.items() if k not in TIMED} for row in self.rows]
+
+
+def run(
+    settings: Recipe,
+    data: MemoryData,
+    folder: Path | None = None,
+    restore: Path | None = None,
+    stop_at: tuple[int, int] | None = None,
+) -> tuple[Progress, Recorder]:
+    """One run in this process; its checkpoints go to `folder`."""
+    recorder = Recorder(stop_at)
+    with LocalRuntime(folder, recorder, restore, torch.device("cpu")) as runtime:
+        recorder.stop = runtime.stop.set
+        return fit(settings, build_task(settings), data, runtime), recorder

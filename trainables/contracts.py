@@ -1,0 +1,179 @@
+"""The design on one page: the three contracts that the training loop stands between.
+
+    Data  --Batch-->  fit()  --report-->  Runtime
+                        |
+                       Task
+
+Data says where batches come from, Task what the model and its loss are, Runtime what the world around the loop is.
+The same ``fit`` runs over every combination of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from trainables.collectives import World
+
+Mode = Literal["max", "min"]
+Metrics = dict[str, Any]
+"""One flat row of JSON values, as it is written to results.csv and MLflow."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One item of a data set, as a reader of a format yields it.
+
+    id: stable name, unique in the data set (a path relative to its root); all randomness of the sample is keyed by it.
+    split: "train", "val" or "test".
+    image: where the bytes are (a path or URI), or the reader's own reference.
+    stamp: changes when the bytes change (size and modification time, or an etag).
+    label: class index, for classification.
+    """
+
+    id: str
+    split: str
+    image: str
+    stamp: str
+    label: int
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What a model and a report need to know about a data set."""
+
+    name: str
+    fingerprint: str
+    classes: tuple[str, ...]
+    train: int
+    val: int
+    skipped: int
+    imgsz: int
+    """Height and width of the batches' images, in pixels."""
+
+
+@dataclass
+class Batch:
+    """One rank's share of a global batch. Its buffers are reused: valid until the next one is asked for.
+
+    images: (n, 3, H, W) uint8 RGB in channels_last memory; n may be 0 where a short batch has no share for a rank.
+    labels: (n,) int64 class indices.
+    samples: (n,) int64 positions in the data set (`Data.id_of` names them).
+    global_size: samples of the whole global batch, over all ranks.
+    """
+
+    images: Tensor
+    labels: Tensor
+    samples: np.ndarray[Any, np.dtype[np.int64]]
+    global_size: int
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def split(self, size: int) -> Iterator[Batch]:
+        """Cut into micro-batches of at most `size` samples; an empty share gives none."""
+        for start in range(0, len(self), max(size, 1)):
+            part = slice(start, start + size)
+            yield Batch(self.images[part], self.labels[part], self.samples[part], self.global_size)
+
+
+class Data(Protocol):
+    """Where batches come from: a pure function of (config, epoch, step), the same for every number of ranks."""
+
+    @property
+    def info(self) -> DataInfo: ...
+
+    @property
+    def steps(self) -> int:
+        """Global batches per epoch: ceil(train / batch)."""
+
+    def train(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """This rank's share of each global batch of `epoch`, from step `first_step` on."""
+
+    def validation(self) -> Iterator[Batch]:
+        """This rank's share of the validation set: each sample once over all ranks. The ranks' counts may differ."""
+
+    def id_of(self, sample: int) -> str:
+        """The stable id of a sample position, for messages and records."""
+
+
+class Metric(Protocol):
+    """Accumulates a validation pass."""
+
+    def update(self, output: Any, batch: Batch) -> None:
+        """Take one batch's predictions. May stay on the device."""
+
+    def reduce(self, world: World) -> None:
+        """Make this rank's state that of the whole validation set. Collective: every rank calls it once."""
+
+    def compute(self) -> Metrics:
+        """The scalars, by name."""
+
+    def details(self) -> Metrics:
+        """What a report draws beyond scalars, as JSON values (a confusion matrix, per-class figures)."""
+
+
+class Task(Protocol):
+    """All that differs between classification, detection and segmentation."""
+
+    primary: str
+    """Name of the one metric that decides the best checkpoint, early stopping and ranking."""
+    mode: Mode
+
+    def build_model(self, info: DataInfo) -> nn.Module:
+        """A new model for the data's classes; initialised from the current torch RNG."""
+
+    def prepare(self, batch: Batch, device: torch.device, train: bool) -> Batch:
+        """The batch on the device, as the model takes it: pixels normalised once, here."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        """Means over the batch's samples; "loss" is what is minimised."""
+
+    def predict(self, model: nn.Module, batch: Batch) -> Any:
+        """The outputs that `metrics()` takes and the predict command shows."""
+
+    def metrics(self) -> Metric: ...
+
+
+@dataclass
+class State:
+    """Everything a checkpoint holds. The tensors are the live ones: whoever keeps them copies them.
+
+    progress: JSON values: epoch, samples consumed of it, running sums, early stopping, best so far.
+    """
+
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    progress: dict[str, Any]
+    best: bool = field(default=False)
+
+
+class Runtime(Protocol):
+    """All that the loop knows of the world around it."""
+
+    device: torch.device
+    rank: int
+    world_size: int
+
+    def restore(self) -> Path | None:
+        """The checkpoint folder to continue from, or None for a new run."""
+
+    def report(self, metrics: Metrics, state: State | None) -> None:
+        """Called by every rank at the same points: with a state after each epoch, without one for progress in between.
+
+        Never blocks longer than copying the state.
+        """
+
+    def interrupted(self) -> bool:
+        """Whether this process was asked to stop (signal, drain, stop of the trial). A local flag: never blocks."""
+
+
+Reporter = Callable[[Metrics, "State | None"], None]
