@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
+import psutil
 import typer
 
 from orchestrator.config import ConfigError
-from orchestrator.reading import read_source
+from orchestrator.launch import connect_early
+from orchestrator.reading import read_source, validate
 from orchestrator.schema import json_schema, schema_keys, schema_markdown
 
 if TYPE_CHECKING:
     from orchestrator.train import Result
 
-STARTED = time.time()
+STARTED = psutil.Process().create_time()
+"""When the user pressed Enter: the wall-clock time of this process's start."""
 
 app = typer.Typer(
     add_completion=False,
@@ -47,9 +49,10 @@ def _keys_help() -> str:
 def train(config: ConfigFile, overrides: Overrides = None, local: Local = False, verbose: Verbose = False) -> None:
     """Train a model as CONFIG says."""
     source = read_source(config, overrides or [])
+    early = connect_early(validate(source)[0], local, verbose)
     from orchestrator.train import train_source
 
-    _run(lambda: train_source(source, local=local, verbose=verbose, started=STARTED), verbose)
+    _run(lambda: train_source(source, local=local, verbose=verbose, started=STARTED, early=early), verbose)
 
 
 @app.command()

@@ -123,8 +123,9 @@ def yaml_text(value: Any) -> str:
 
 
 def redact(text: str) -> str:
-    """The text with user and password taken out of any URI."""
-    return re.sub(r"://[^/@\s]*@", "://***@", text)
+    """The text with the credentials of every URI in it (user:password@, ?password=) replaced."""
+    text = re.sub(r"://[^/\s\"'<>]*@", "://***@", text)
+    return re.sub(r"([?&](?:password|passwd|pwd|token|secret|api_key)=)[^&\s\"'<>]+", r"\1***", text, flags=re.I)
 
 
 def dump(config: Config) -> str:

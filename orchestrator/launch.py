@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,16 @@ def connect(address: str | None, verbose: bool) -> bool:
             **options,
         )
     return True
+
+
+def connect_early(config: Config | None, local: bool, verbose: bool) -> Future[bool] | None:
+    """`connect` in a thread, beside the imports and checks of the driver, where a run surely needs a Ray of its own."""
+    if config is None or local or named_cluster(config) or config.scaling.workers == "auto":
+        return None
+    pool = ThreadPoolExecutor(1, thread_name_prefix="ray-start")
+    future = pool.submit(connect, None, verbose)
+    pool.shutdown(wait=False)
+    return future
 
 
 def disconnect() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,12 @@ def train_source(
     verbose: bool = False,
     saved: Saved | None = None,
     started: float | None = None,
+    early: Future[bool] | None = None,
 ) -> Result:
-    """The train command: check, place, run. `started` is the wall-clock time of the command."""
+    """The train command: check, place, run.
+
+    started: wall-clock time of the command. early: Ray that is being started already (`launch.connect_early`).
+    """
     started = started or time.time()
     connected = False
     with Screen(verbose) as screen, interruptible() as stop:
@@ -84,15 +89,14 @@ def train_source(
             checked, placement = check(source, local)
             if placement is None or not placement.in_process:
                 address = launch.named_cluster(checked.config)
-                screen.waiting(
-                    f"connecting to the Ray cluster {address}" if address else "starting Ray on this machine"
-                )
-                connected = connect(address, verbose)
+                where = f"connecting to the Ray cluster {address}" if address else "starting Ray on this machine"
+                screen.waiting(where)
+                connected = connect(address, verbose, early)
                 stop.install()
                 placement = placement or _place(source, checked.config, address)
             return Run(checked, placement, screen, stop, verbose, started, saved).execute()
         finally:
-            if connected:
+            if connected or (early and early.exception() is None and early.result()):
                 launch.disconnect()
 
 
@@ -111,10 +115,10 @@ def check(source: Source, local: bool) -> tuple[Checked, Placement | None]:
     return checked, placement
 
 
-def connect(address: str | None, verbose: bool) -> bool:
-    """`launch.connect`, with a message for the user where it fails."""
+def connect(address: str | None, verbose: bool, early: Future[bool] | None = None) -> bool:
+    """`launch.connect`, or the result of one under way, with a message for the user where it fails."""
     try:
-        return launch.connect(address, verbose)
+        return early.result() if early else launch.connect(address, verbose)
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"no Ray cluster answers at {address}" if address else "Ray does not start on this machine"
         raise ConfigError(f"{where}: {error}") from error
@@ -227,6 +231,7 @@ class Run:
             tags={"task": config.task, "model": config.model},
             dataset=Dataset(manifest.name, manifest.fingerprint, config.data),
             on_warning=self.screen.warn,
+            run_id=self.saved.run_id if self.saved else None,
         )
         tier = {
             "tier": "disk",
@@ -287,11 +292,9 @@ class Run:
             counts = [sum(row) for row in details["confusion"]]
             rows = [(name, n, details["class_accuracy"][name]) for name, n in zip(classes, counts, strict=True)]
             folder.write_csv("per_class.csv", ("class", "samples", "accuracy"), rows)
-        batches = loader.train(0)
-        batch = next(batches)
+        batch = loader.first_batch()
         images = batch.images.permute(0, 2, 3, 1).numpy()
         report.plot_batch(images, [classes[label] for label in batch.labels.tolist()], folder.plots / "train_batch.png")
-        batches.close()
 
 
 def _place(source: Source, config: Config, address: str | None) -> Placement:

@@ -285,7 +285,7 @@ def start_mailbox() -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     node = ray.get_runtime_context().get_node_id()
-    pinned = NodeAffinitySchedulingStrategy(node, soft=False)
+    pinned: Any = NodeAffinitySchedulingStrategy(node, soft=False)
     return ray.remote(num_cpus=0, scheduling_strategy=pinned)(Mailbox).remote()
 
 

@@ -1,7 +1,4 @@
-"""Several ranks on this machine, without Ray: processes that talk through gloo.
-
-They are forked from a server that has imported torch once, so that starting them takes a fraction of a second.
-"""
+"""Several ranks on this machine, without Ray: processes that talk through gloo."""
 
 from __future__ import annotations
 
@@ -20,10 +17,13 @@ from trainables.collectives import World
 Body = Callable[..., Any]
 """Runs in each rank with its World and further arguments; returns JSON values."""
 
+_IMPORTED_ONCE = [__name__, "pytest", "torch._dynamo", "trainables.tasks.classify"]
+"""By the server that the ranks are forked from: starting three takes 0.2 s then, and 5 s otherwise."""
+
 
 def run_ranks(size: int, body: Body, folder: Path, *args: Any) -> list[Any]:
     """What `body(world, *args)` returns in each rank. `folder` must be empty; an exception of a rank is raised here."""
-    multiprocessing.set_forkserver_preload([__name__, body.__module__])
+    multiprocessing.set_forkserver_preload(_IMPORTED_ONCE)
     torch.multiprocessing.start_processes(_rank, (size, body, folder, args), size, start_method="forkserver")
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
 

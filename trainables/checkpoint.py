@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -72,7 +72,7 @@ def load(folder: Path) -> State:
             raise DamagedCheckpoint(f"{folder} has format {version}; this version reads up to {FORMAT_VERSION}")
         model = load_file(folder / "model.safetensors")
         return State(model, dict(load_file(folder / "optimizer.safetensors")), progress)
-    except (OSError, json.JSONDecodeError, KeyError) as error:
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, SafetensorError) as error:
         raise DamagedCheckpoint(f"{folder} is not a complete checkpoint: {error}") from error
 
 
@@ -131,10 +131,11 @@ class Writer:
 
 def load_model(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Put saved weights and buffers back; tied ones are filled through their tie. Raises DamagedCheckpoint."""
-    expected = _unique(model.state_dict()).keys()
-    if tensors.keys() != expected:
-        different = ", ".join(sorted(tensors.keys() ^ expected)[:4])
-        raise DamagedCheckpoint(f"the checkpoint belongs to another model: {different} stand on one side only")
+    expected = {name: tensor.shape for name, tensor in _unique(model.state_dict()).items()}
+    saved = {name: tensor.shape for name, tensor in tensors.items()}
+    if saved != expected:
+        names = sorted(name for name in {**saved, **expected} if saved.get(name) != expected.get(name))
+        raise DamagedCheckpoint(f"the checkpoint belongs to another model: {', '.join(names[:4])} differ")
     model.load_state_dict(tensors, strict=False)
 
 
@@ -193,8 +194,8 @@ def _link(source: str, target: str) -> None:
 def _replace(draft: Path, folder: Path) -> None:
     """Swap a finished folder in. Between the two renames the old one is `.NAME.previous`, where `find` looks too."""
     previous = folder.with_name(f".{folder.name}.previous")
-    shutil.rmtree(previous, ignore_errors=True)
-    with contextlib.suppress(FileNotFoundError):
+    if folder.exists():  # else a kill between the renames left the previous one as the only one
+        shutil.rmtree(previous, ignore_errors=True)
         folder.rename(previous)
     draft.rename(folder)
     shutil.rmtree(previous, ignore_errors=True)

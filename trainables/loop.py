@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -134,7 +134,8 @@ def _start(recipe: Recipe, task: Task, data: Data, runtime: Runtime) -> Training
         saved = checkpoint.load(folder)
         checkpoint.load_model(model, saved.model)
         checkpoint.load_optimizer(optimizer, model, saved.optimizer)
-        training.progress = replace(Progress(**saved.progress), stopped_because="")
+        training.progress = Progress(**saved.progress)
+        training.progress.stopped_because = _stop(training)
     world.broadcast_([*model.parameters(), *model.buffers()])
     runtime.report(
         {
@@ -214,7 +215,7 @@ def _train_step(training: Training, batch: Batch, step: int, lr: float) -> tuple
     return mean, interrupted > 0
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: its tensors, kept in a buffer, could not be trained on
 def _validate(training: Training) -> tuple[Metrics, Metrics]:
     """The metrics over the whole validation set, the same on every rank, and the details for reports."""
     training.model.eval()

@@ -26,7 +26,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Format:
-    """A data format: `read` lists a location (ValueError says what is wrong with it), `load` gives a sample's pixels."""
+    """A data format: `read` lists a location (ValueError says what is wrong), `load` gives a sample's pixels."""
 
     read: Callable[[str], Source]
     load: Callable[[str], Image] = decode_file

@@ -33,7 +33,8 @@ def load(image: str) -> Image:
 def _table() -> np.ndarray[Any, np.dtype[np.float64]]:
     """(1797, 65): 64 grey values and the class. Read beside scikit-learn, whose import would cost a second."""
     spec = find_spec("sklearn")
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     return np.loadtxt(Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
 
 

@@ -66,9 +66,7 @@ class Loader:
     def __init__(self, cache: Cache, view: View, rank: int = 0, world_size: int = 1, threads: int = 1) -> None:
         self._cache, self._view, self._rank, self._world_size = cache, view, rank, world_size
         self.threads = threads
-        self._train, self._val = split_positions(
-            cache.splits, cache.keys, cache.labels, view.val_fraction, view.seed
-        )
+        self._train, self._val = split_positions(cache.splits, cache.keys, cache.labels, view.val_fraction, view.seed)
         self._train_keys = cache.keys[self._train]
         self.info = DataInfo(
             view.name,
@@ -86,6 +84,12 @@ class Loader:
 
     def validation(self) -> Iterator[Batch]:
         return self._produce(self._val_jobs())
+
+    def first_batch(self) -> Batch:
+        """The first training batch as a copy of its own, for pictures."""
+        for batch in self.train(0):
+            return Batch(batch.images.clone(), batch.labels, batch.samples, batch.global_size)
+        raise ValueError("there are no training samples")
 
     def id_of(self, sample: int) -> str:
         name: str = self._cache.ids[sample].as_py()

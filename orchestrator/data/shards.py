@@ -37,9 +37,7 @@ def write_shard(path: Path, rows: Sequence[Row]) -> None:
         pixels = pa.Array.from_buffers(kind, len(rows), [None, pa.py_buffer(data)])
     else:
         offsets = np.concatenate([[0], np.cumsum([f.size for f in flat])]).astype(np.int64)
-        pixels = pa.Array.from_buffers(
-            pa.large_binary(), len(rows), [None, pa.py_buffer(offsets), pa.py_buffer(data)]
-        )
+        pixels = pa.Array.from_buffers(pa.large_binary(), len(rows), [None, pa.py_buffer(offsets), pa.py_buffer(data)])
     batch = pa.record_batch(
         {
             "id": pa.array([r.id for r in rows], pa.string()),
@@ -68,9 +66,7 @@ class Shard:
         ]
         sizes = heights.astype(np.int64) * widths * 3
         self._offsets: list[int] = np.concatenate([[0], np.cumsum(sizes)]).tolist()
-        self._data: np.ndarray[Any, np.dtype[np.uint8]] = np.frombuffer(
-            self.batch["pixels"].buffers()[-1], np.uint8
-        )
+        self._data: np.ndarray[Any, np.dtype[np.uint8]] = np.frombuffer(self.batch["pixels"].buffers()[-1], np.uint8)
 
     def __len__(self) -> int:
         return len(self._shapes)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -67,7 +69,7 @@ def test_draws_are_uniform_independent_and_belong_to_the_sample() -> None:
 def test_shares_partition_every_batch_evenly(world_size: int) -> None:
     for size in range(20):
         parts = [list(range(size))[share(size, rank, world_size)] for rank in range(world_size)]
-        assert sum(parts, []) == list(range(size))
+        assert list(itertools.chain(*parts)) == list(range(size))
         lengths = [len(part) for part in parts]
         assert max(lengths) - min(lengths) <= 1
 
@@ -76,7 +78,7 @@ def test_shares_partition_every_batch_evenly(world_size: int) -> None:
 def test_stratified_parts_are_nested_and_proportional(seed: int) -> None:
     labels = np.repeat([0, 1, 2, 3], [50, 30, 10, 7])
     parts = [set(stratified(seed, KEYS, labels, fraction).tolist()) for fraction in (0.1, 0.2, 0.5, 0.9)]
-    for smaller, larger in zip(parts, parts[1:], strict=False):
+    for smaller, larger in itertools.pairwise(parts):
         assert smaller < larger
     assert np.bincount(labels[list(parts[1])]).tolist() == [10, 6, 2, 1]
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +39,7 @@ def make_tracker(uri: str, run_folder: Path, warnings: list[str], **changes: Any
 
 
 def wait_until(happened: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 40
     while not happened():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -69,7 +71,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Any:
         **{f"more.{i}": i for i in range(150)},
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tracking, "SAMPLE_SECONDS", 0.2)
+        patch.setattr(tracking, "SAMPLE_SECONDS", 0.1)
         tracker = make_tracker(uri, folder, warnings, params=params)
         before = time.time()
         tracker.start()
@@ -80,6 +82,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Any:
             row = {"epoch": epoch, "train_loss": 1 / epoch, "map50(box)": math.nan, "note": "text", "absent": None}
             tracker.log_epoch(row | {"per_class": [1.0], "flag": True}, epoch)
             time.sleep(0.01)
+        wait_until(lambda: tracker.info["run_id"])
+        time.sleep(0.6)
         tracker.log_artifacts(folder)
         tracker.finish("FINISHED", {"best_accuracy": 0.9})
         tracker.finish("FAILED")
@@ -116,7 +120,10 @@ def test_metrics_have_the_steps_and_times_of_the_rows(recorded: Any, run: Any) -
     assert math.isnan(run.data.metrics["map50_box_"])
 
 
-def test_load_of_the_machine_is_recorded(run: Any) -> None:
+def test_load_of_the_machine_is_recorded_while_the_run_goes_on(recorded: Any, run: Any) -> None:
+    history = recorded["client"].get_metric_history(run.info.run_id, "system/cpu_utilization_percentage")
+    assert len(history) >= 3
+    assert [m.step for m in history] == list(range(len(history)))
     assert 0 <= run.data.metrics["system/cpu_utilization_percentage"] <= 100
     assert run.data.metrics["system/system_memory_usage_megabytes"] > 0
 
@@ -157,8 +164,9 @@ def test_files_are_stored_and_checkpoints_linked(recorded: Any, run: Any) -> Non
 
 
 def test_a_refused_epoch_does_not_hold_up_the_others(recorded: Any) -> None:
-    uri, folder, warnings = recorded["tracker"].info["tracking_uri"], recorded["folder"], []
-    tracker = make_tracker(uri, folder, warnings, experiment="refusing")
+    uri = recorded["tracker"].info["tracking_uri"]
+    warnings: list[str] = []
+    tracker = make_tracker(uri, recorded["folder"], warnings, experiment="refusing")
     tracker.log_epoch({"loss": 2.0}, 1)
     tracker.log_epoch({"/": 1.0}, 2)
     tracker.log_epoch({"loss": 1.0}, 3)
@@ -169,6 +177,27 @@ def test_a_refused_epoch_does_not_hold_up_the_others(recorded: Any) -> None:
     refused, lost = warnings
     assert "refused a part of this run" in refused
     assert "1 of 3 epochs" in lost
+
+
+def test_a_store_that_takes_no_files_gets_the_rest(recorded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise PermissionError("/mlruns is not writable")
+
+    monkeypatch.setattr(MlflowClient, "log_artifact", refuse)
+    monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.0)
+    warnings: list[str] = []
+    uri = recorded["tracker"].info["tracking_uri"]
+    tracker = make_tracker(uri, recorded["folder"], warnings, experiment="no files")
+    tracker.log_epoch({"loss": 2.0}, 1)
+    tracker.log_artifacts(recorded["folder"])
+    tracker.finish("FINISHED")
+    run = recorded["client"].get_run(tracker.info["run_id"])
+    assert (run.info.status, run.data.metrics["loss"]) == ("FINISHED", 2.0)
+    [warning] = warnings
+    assert "did not record the files" in warning
+    assert "not writable" in warning
 
 
 def test_an_answer_lost_on_the_way_does_not_make_a_second_run(recorded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,6 +242,34 @@ def test_no_server_warns_and_raises_nothing(tmp_path: Path, monkeypatch: pytest.
     assert tracker.info["run_id"] is None
 
 
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n", "500"),
+        (b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n", "401"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\n<html></html>", "not in a valid JSON format"),
+    ],
+)
+def test_a_server_that_refuses_warns(answer: bytes, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.connection.recv(65536)
+            self.wfile.write(answer)
+
+    monkeypatch.setattr(tracking, "RETRY_SECONDS", 0.0)
+    warnings: list[str] = []
+    with socketserver.TCPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        tracker = make_tracker(f"http://127.0.0.1:{server.server_address[1]}", tmp_path, warnings)
+        tracker.log_epoch({"loss": 1.0}, 1)
+        tracker.finish("FINISHED")
+        server.shutdown()
+        thread.join()
+    assert told in warnings[-1]
+    assert "1 of 1 epochs" in warnings[-1]
+
+
 def test_finish_does_not_wait_for_a_server_that_hangs(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         warnings: list[str] = []
@@ -244,7 +301,9 @@ def test_default_store_lies_in_a_local_storage(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("storage", ["s3://bucket/runs", "gs://bucket/runs"])
-def test_default_store_of_an_object_store_is_told(storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_store_of_an_object_store_is_told(
+    storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     uri, note = default_tracking_uri(storage)
     assert uri == f"sqlite:///{tmp_path}/orchestrator/mlflow.db"
