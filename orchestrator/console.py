@@ -42,7 +42,7 @@ class Screen:
         stream = sys.stdout if file is None else file
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # A name that the terminal cannot show must not end a run.
-        self._console = Console(file=file, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self._console = Console(file=file, soft_wrap=True)
         # FORCE_COLOR makes rich take a log file for a terminal: colours are welcome there, moving bars are not.
         self._has_bars = self._console.is_interactive and stream.isatty()
         self._verbose = verbose
@@ -277,7 +277,7 @@ def _result(summary: Mapping[str, Any]) -> dict[str, str]:
     items = {"best": "no epoch was finished", "time": duration(seconds["total"])}
     if metric["best"] is not None:
         items["best"] = f"{metric['name']} {metric['best']:.4f} at epoch {metric['best_epoch']}"
-    if metric["last"] is not None:
+    if metric["last"] not in (None, metric["best"]):
         items["best"] += f", {metric['last']:.4f} at the end"
     if seconds["to_first_step"] is not None:
         items["time"] += f", {duration(seconds['to_first_step'])} of it to the first step"

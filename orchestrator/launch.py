@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from orchestrator.config import Config, Problem
 OBJECT_STORE_BYTES = 256 * 2**20
 """Of a Ray that we start: only metadata passes through it, pixels live in the cache."""
 
+REACH_SECONDS = 10.0
+"""How long a cluster that is named may take to accept a connection."""
+
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -26,6 +30,10 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 """Environment of Ray, where the user has not set it: no telemetry, quick control, nothing on the screen."""
+
+
+_STARTER = ThreadPoolExecutor(1, thread_name_prefix="ray-start")
+"""Its thread lives as long as the process: Ray's servers end with the thread that started them (PR_SET_PDEATHSIG)."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +122,7 @@ def connect(address: str | None, verbose: bool) -> bool:
         "logging_level": logging.INFO if verbose else logging.ERROR,
     }
     if address:
+        _reach(address)
         ray.init(address, **options)
     else:
         ray.init(
@@ -130,10 +139,7 @@ def connect_early(config: Config | None, local: bool, verbose: bool) -> Future[b
     """`connect` in a thread, beside the imports and checks of the driver, where a run surely needs a Ray of its own."""
     if config is None or local or named_cluster(config) or config.scaling.workers == "auto":
         return None
-    pool = ThreadPoolExecutor(1, thread_name_prefix="ray-start")
-    future = pool.submit(connect, None, verbose)
-    pool.shutdown(wait=False)
-    return future
+    return _STARTER.submit(connect, None, verbose)
 
 
 def disconnect() -> None:
@@ -142,6 +148,16 @@ def disconnect() -> None:
         import ray
 
         ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Raises ConnectionError where nobody listens at host:port: `ray.init` would try again for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        try:
+            socket.create_connection((host, int(port)), timeout=REACH_SECONDS).close()
+        except (OSError, OverflowError) as error:
+            raise ConnectionError(str(error)) from error
 
 
 def _too_many(workers: int, has: str, most: int) -> Problem:

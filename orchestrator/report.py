@@ -112,6 +112,7 @@ def _curves(axes: Axes, columns: Mapping[str, _Array], names: Sequence[str], tit
             linestyle=("-", "--", ":")[i // len(COLORS) % 3],
             marker="o" if there.sum() <= MARKED_EPOCHS else "",
             markersize=4,
+            zorder=3 - i / 100,
             label=name,
         )
     if not drawn:
@@ -126,7 +127,7 @@ def _mark_best(axes: Axes, columns: Mapping[str, _Array], metric: str, mode: Mod
     best = int(np.nanargmax(values) if mode == "max" else np.nanargmin(values))
     epoch, value = columns["epoch"][best], values[best]
     axes.axvline(epoch, color="0.6", linestyle=":", zorder=1)
-    axes.plot(epoch, value, "*", color=COLORS[-1], markersize=13, zorder=3)
+    axes.plot(epoch, value, "*", color=COLORS[-1], markersize=13, zorder=4)
     axes.set_title(f"{axes.get_title()}: best {metric} {value:.4f} at epoch {epoch:.0f}", parse_math=False)
 
 

@@ -257,9 +257,11 @@ def run_workers(job: Job, mailbox: Any, workers: int, gpu: bool, scratch: Path) 
 
     Ray's own retries are off: the driver decides what happens after a failure.
     """
-    import ray.train.torch
+    import ray.train
 
-    trainer = ray.train.torch.TorchTrainer(
+    from orchestrator.trainer import Trainer
+
+    trainer = Trainer(
         train_worker,
         train_loop_config={"job": job, "mailbox": mailbox},
         scaling_config=ray.train.ScalingConfig(

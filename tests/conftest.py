@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,13 @@ ROOT = Path(__file__).parents[1]
 
 def _data_folder() -> Path:
     return Path(os.environ.get("ORCHESTRATOR_TEST_DATA", ROOT.parent / "shared" / "data")).absolute()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """The models are tiny and the machine is shared: threads that wait for each other cost forty times the work."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

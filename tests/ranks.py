@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
+from torch.multiprocessing.spawn import start_processes
 
 from trainables.collectives import World
 
@@ -24,7 +24,7 @@ _IMPORTED_ONCE = [__name__, "pytest", "torch._dynamo", "trainables.tasks.classif
 def run_ranks(size: int, body: Body, folder: Path, *args: Any) -> list[Any]:
     """What `body(world, *args)` returns in each rank. `folder` must be empty; an exception of a rank is raised here."""
     multiprocessing.set_forkserver_preload(_IMPORTED_ONCE)
-    torch.multiprocessing.start_processes(_rank, (size, body, folder, args), size, start_method="forkserver")
+    start_processes(_rank, (size, body, folder, args), size, start_method="forkserver")
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
 
 

@@ -71,9 +71,7 @@ def _sample(image: Image, out: Image, left: float, top: float, window: float) ->
     inside = left >= 0 and top >= 0 and left + window <= image.shape[1] and top + window <= image.shape[0]
     if inside:
         border = {"borderMode": cv2.BORDER_REPLICATE}
-    cv2.warpAffine(
-        image, matrix, out.shape[1::-1], dst=out, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, **border
-    )
+    cv2.warpAffine(image, matrix, out.shape[1::-1], dst=out, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, **border)
 
 
 def _paste(image: Image, out: Image, left: int, top: int, window: int) -> None:

@@ -2,8 +2,10 @@
 
     FOLDER/model.safetensors       weights and buffers
     FOLDER/optimizer.safetensors   the optimizer's tensors, as "parameter name/key"
-    FOLDER/progress.json           format version, epoch, samples consumed, early stopping, optimizer scalars
+    FOLDER/progress.json           format version, epoch, samples consumed, early stopping
     FOLDER/manifest.json           size and SHA-256 of each file above
+
+Tensors are contiguous, and tied ones are saved once.
 """
 
 from __future__ import annotations
@@ -141,7 +143,7 @@ def load_model(model: nn.Module, tensors: dict[str, Tensor]) -> None:
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
     """The optimizer's state by parameter name, as live tensors: {"name/key": tensor}."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{names[parameter]}/{key}": value if isinstance(value, Tensor) else torch.tensor(value)
         for parameter, state in optimizer.state.items()

@@ -56,9 +56,7 @@ class Training:
     progress: Progress = field(default_factory=Progress)
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.runtime.device.type, dtype=torch.bfloat16, enabled=self.precision == torch.bfloat16
-        )
+        return torch.autocast(self.runtime.device.type, dtype=torch.bfloat16, enabled=self.precision == torch.bfloat16)
 
     def state(self, best: bool = False) -> State:
         tensors = checkpoint.optimizer_tensors(self.optimizer, self.model)
@@ -194,10 +192,10 @@ def _train_step(training: Training, batch: Batch, step: int, lr: float) -> tuple
     for micro, part in enumerate(batch.split(len(batch))):
         torch.manual_seed(seed_of(recipe.seed, epoch, step, micro, world.rank))
         inputs = training.task.prepare(part, training.runtime.device, train=True)
-        with _single_sample(model, len(part)), training.autocast():
+        with _SingleSample(model, len(part)), training.autocast():
             loss = training.task.loss(model, inputs)["loss"]
         weighted = loss * (len(part) / batch.global_size)
-        weighted.backward()  # type: ignore[no-untyped-call]
+        weighted.backward()
         total += float(weighted.detach())
     mean, interrupted = world.sum([total, float(training.runtime.interrupted())])
     if not math.isfinite(mean):
@@ -275,7 +273,7 @@ def _report_progress(training: Training, meter: Meter, step: int, loss: float) -
     )
 
 
-class _single_sample:
+class _SingleSample:
     """Batch norms in eval mode while a micro-batch has one sample: its own variance would be undefined."""
 
     def __init__(self, model: nn.Module, samples: int) -> None:

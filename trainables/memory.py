@@ -13,7 +13,7 @@ from trainables.order import order, sample_keys, share
 
 
 class MemoryData:
-    """Images (n, size, size, 3) uint8 and labels (n,); the first `train` train, the others validate. No augmentation."""
+    """Images (n, size, size, 3) uint8 and labels (n,); the first `train` train, the rest validate. No augmentation."""
 
     def __init__(
         self,

@@ -23,8 +23,8 @@ from trainables.recipe import Recipe
 from trainables.registry import lookup
 
 _BUILDER_OPTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
-    "googlenet": lambda imgsz: {"init_weights": True},
-    "inception_v3": lambda imgsz: {"init_weights": True},
+    # their published weights take other pixels than ImageNet's normalised ones, and transform them themselves
+    **{name: lambda imgsz: {"init_weights": True, "transform_input": True} for name in ("googlenet", "inception_v3")},
     "maxvit_t": lambda imgsz: {"input_size": (imgsz, imgsz)},
     **{f"vit_{name}": lambda imgsz: {"image_size": imgsz} for name in ("b_16", "b_32", "l_16", "l_32", "h_14")},
 }
@@ -126,7 +126,9 @@ class _NoMemory(TorchFunctionMode):
 def _build(name: str, classes: int, imgsz: int) -> nn.Module:
     table = {known: partial(torchvision_models.get_model, known, weights=None) for known in model_names()}
     builder = lookup(table, name, "model")
-    options = {"num_classes": classes, **_BUILDER_OPTIONS.get(name, lambda _: {})(imgsz)}
+    options: dict[str, Any] = {"num_classes": classes}
+    if name in _BUILDER_OPTIONS:
+        options |= _BUILDER_OPTIONS[name](imgsz)
     try:
         inspect.signature(builder).bind(**options)
     except TypeError as error:

@@ -12,7 +12,7 @@ from trainables.recipe import Recipe
 from trainables.registry import lookup
 
 AUTO_STEPS = 10_000
-"""Optimizer steps from which ``auto`` takes SGD: long runs reward its better generalisation, short ones AdamW's pace."""
+"""Optimizer steps from which ``auto`` takes SGD: long runs reward its generalisation, short ones AdamW's pace."""
 
 
 @dataclass(frozen=True)

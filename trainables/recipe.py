@@ -85,9 +85,7 @@ class Recipe(Settings):
     optimizer: OptimizerName = Field(
         "auto", description="Optimizer; auto: AdamW below 10,000 optimizer steps in all, SGD from there on."
     )
-    lr: Float | None = Field(
-        None, gt=0, description="First learning rate; null: 0.01 for SGD, 0.001 for the others."
-    )
+    lr: Float | None = Field(None, gt=0, description="First learning rate; null: 0.01 for SGD, 0.001 for the others.")
     lrf: Float = Field(0.01, ge=0, le=1, description="Last learning rate, as a fraction of the first.")
     momentum: Float = Field(0.9, ge=0, lt=1, description="Momentum of SGD and RMSProp, beta1 of the Adam family.")
     weight_decay: Float = Field(

@@ -62,7 +62,7 @@ class Cache:
         self.bytes: int = sum(s["bytes"] for s in index["shards"])
         self.build_seconds: float = index["build_seconds"]
         self.issues = [Issue(**issue) for issue in index["issues"]]
-        self._shards = []
+        self._shards: list[Shard] = []
         for shard in index["shards"]:
             path = folder / shard["file"]
             if path.stat().st_size != shard["bytes"]:
@@ -82,7 +82,7 @@ class Cache:
 
     def image(self, position: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """(height, width, 3) RGB pixels of a sample, as a read-only view of the mapped shard."""
-        return self._shards[self._shard_of[position]].image(self._row_of[position])
+        return self._shards[int(self._shard_of[position])].image(int(self._row_of[position]))
 
 
 def stored_size(imgsz: int) -> int:
@@ -100,7 +100,7 @@ def open_cache(folder: Path) -> Cache | None:
     """The ready cache of a folder, or None where it must be built (again)."""
     try:
         return Cache(folder)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
         return None
 
 
@@ -209,7 +209,7 @@ class _ShardTask:
 
 
 def _refuse_broken(issues: list[Issue], total: int, max_bad_fraction: float) -> None:
-    if len(issues) > max_bad_fraction * total:
+    if len(issues) > max_bad_fraction * total or len(issues) == total:
         examples = "; ".join(f"{i.id}: {i.reason}" for i in issues[:3])
         raise BrokenData(
             f"{len(issues)} of {total} images cannot be read, more than max_bad_fraction={max_bad_fraction} allows: "

@@ -36,6 +36,11 @@ def read(location: str) -> Source:
     for split, folder in splits.items():
         samples += _read_split(root, split, folder / wrapper, classes)
     _refuse_useless(train / wrapper, classes, samples)
+    if "val" in splits and not any(sample.split == "val" for sample in samples):
+        raise ValueError(
+            f"{splits['val'] / wrapper} has no images: add some, or remove {splits['val']} "
+            "to hold back a part of the training images"
+        )
     return Source(root.parent.name if root.name in ("data", "dataset", "images") else root.name, classes, samples)
 
 
@@ -47,6 +52,8 @@ def _splits(root: Path) -> dict[str, Path]:
         for name in names[::-1]  # the first of the names wins
         if name in folders
     }
+    if found and "train" not in found and len(found) == len(folders):
+        raise ValueError(f"{root} has {' and '.join(folders.values())} but no train folder")
     return found if "train" in found else {"train": root}
 
 
@@ -74,7 +81,7 @@ def _read_split(root: Path, split: str, folder: Path, classes: tuple[str, ...]) 
             id=os.path.relpath(entry.path, root).replace(os.sep, "/"),
             split=split,
             image=entry.path,
-            stamp=f"{(stat := entry.stat()).st_size}:{stat.st_mtime_ns}",
+            stamp=_stamp(entry),
             label=label,
         )
         for label, name in enumerate(classes)
@@ -91,6 +98,14 @@ def _refuse_useless(folder: Path, classes: tuple[str, ...], samples: list[Sample
         raise ValueError(
             f"class folders without images in {folder}: {', '.join(empty[:5])}; add images or remove the folders"
         )
+
+
+def _stamp(entry: os.DirEntry[str]) -> str:
+    try:
+        stat = entry.stat()
+    except OSError:  # a link to nowhere; reading it will say so
+        return "unreadable"
+    return f"{stat.st_size}:{stat.st_mtime_ns}"
 
 
 def _images(folder: Path) -> Iterator[os.DirEntry[str]]:

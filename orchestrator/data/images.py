@@ -26,7 +26,10 @@ def decode(data: bytes) -> Image:
     """RGB pixels, upright by the EXIF orientation. Raises ValueError for what is no image."""
     if not data:
         raise ValueError("the file is empty")
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error as error:  # as for more than a billion pixels
+        raise ValueError(f"not an image that can be decoded: {error.err}") from error
     if pixels is None:
         raise ValueError("not an image that can be decoded")
     return pixels  # type: ignore[return-value]

@@ -34,7 +34,7 @@ def read_manifest(location: str, format: str = "auto") -> Manifest:
     name, reason = detect(location) if format == "auto" else (format, "as configured")
     reader: Format = get_format(name)
     source = reader.read(location)
-    samples = [s for s in source.samples if s.split in TRAINED_ON]
+    samples = sorted((s for s in source.samples if s.split in TRAINED_ON), key=lambda s: s.id)
     if len(source.classes) < 2:
         raise ValueError(
             f"{location} has one class only ({source.classes[0]}): a classifier needs two or more class folders"

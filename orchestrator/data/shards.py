@@ -57,8 +57,10 @@ class Shard:
     """A mapped shard. The operating system's page cache holds its pages once for all processes of the node."""
 
     def __init__(self, path: Path) -> None:
+        """Map a shard. Raises OSError or ValueError where its structure is damaged; the pixels are not looked at."""
         reader = pa.ipc.open_file(pa.memory_map(str(path), "r"))
         self.batch: pa.RecordBatch = reader.get_batch(0)
+        self.batch.validate(full=True)  # damaged offsets would end the process
         heights = self.batch["height"].to_numpy()
         widths = self.batch["width"].to_numpy()
         self._shapes: list[tuple[int, int, int]] = [
@@ -67,6 +69,8 @@ class Shard:
         sizes = heights.astype(np.int64) * widths * 3
         self._offsets: list[int] = np.concatenate([[0], np.cumsum(sizes)]).tolist()
         self._data: np.ndarray[Any, np.dtype[np.uint8]] = np.frombuffer(self.batch["pixels"].buffers()[-1], np.uint8)
+        if self._offsets[-1] != len(self._data):
+            raise ValueError(f"{path} has {len(self._data)} bytes of pixels instead of {self._offsets[-1]}")
 
     def __len__(self) -> int:
         return len(self._shapes)

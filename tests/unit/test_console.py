@@ -80,7 +80,7 @@ def progress(step: int, epoch: int = 1, steps: int = 100) -> dict[str, Any]:
 
 def tell(screen: Screen) -> None:
     """A whole run."""
-    screen.waiting("starting [Ray]")
+    screen.waiting("starting [ray]")
     screen.building(0, 100)
     screen.building(50, 100)
     screen.building(100, 100)
@@ -117,7 +117,7 @@ def test_a_log_file_gets_plain_lines() -> None:
     assert "\r" not in file.getvalue()
     assert "━" not in file.getvalue()
     lines = file.getvalue().splitlines()
-    assert "starting [Ray] ..." in lines
+    assert "starting [ray] ..." in lines
     assert "data  digits [bundled]: 10 classes" in lines
     assert "warning: class [/b] has no samples" in lines
     assert "[bold]note[/bold] :smile:" in lines
@@ -126,7 +126,7 @@ def test_a_log_file_gets_plain_lines() -> None:
 def test_a_terminal_gets_bars_and_its_cursor_back() -> None:
     shown = terminal(tell)
     assert "━" in shown
-    assert "starting [Ray]" in shown
+    assert "starting [ray]" in shown
     assert "50/100  loss 0.5000  1,234 images/s" in ESCAPE.sub("", shown)
     assert COLOR.search(shown)
     assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l") > -1
@@ -300,6 +300,11 @@ def test_the_result() -> None:
         "To see the run in MLflow:",
         "mlflow ui",
     ]
+
+
+def test_the_last_value_is_told_where_it_is_not_the_best() -> None:
+    best = summary(metric={"name": "top1", "mode": "max", "best": 0.9, "best_epoch": 120, "last": 0.9})
+    assert "best   top1 0.9000 at epoch 120" in plain(lambda screen: screen.finished(best, "runs/otter", "mlflow ui"))
 
 
 def test_the_result_of_a_run_without_an_epoch() -> None:

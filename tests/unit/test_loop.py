@@ -48,12 +48,12 @@ def test_the_losses_are_those_of_a_hand_written_loop() -> None:
     _, recorder = run(settings, data)
 
     torch.manual_seed(seed_of(5))
-    model = tiny.conv(3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim == 1]
-    optimizer = torch.optim.SGD(
-        [{"params": matrices, "weight_decay": 0.01}, {"params": vectors}], lr=0.1, momentum=0.8, nesterov=True
-    )
+    model = tiny.conv(3).to(memory_format=torch.channels_last)
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.01},
+        {"params": [p for p in model.parameters() if p.ndim == 1]},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.8, nesterov=True)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     losses, epochs = [], []
     for epoch in range(4):
@@ -129,9 +129,18 @@ def test_mixed_precision_is_bf16_with_float32_weights(tmp_path: Path, amp: Any, 
     assert {tensor.dtype for tensor in weights(tmp_path).values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("key", ["seed", "lr", "weight_decay", "momentum", "label_smoothing", "schedule", "warmup_epochs"])
+@pytest.mark.parametrize(
+    "key", ["seed", "lr", "weight_decay", "momentum", "label_smoothing", "schedule", "warmup_epochs"]
+)
 def test_every_setting_of_the_loop_has_an_effect(key: str) -> None:
-    other = {"seed": 1, "lr": 0.02, "weight_decay": 0.1, "momentum": 0.5, "label_smoothing": 0.2, "schedule": "constant"}
+    other = {
+        "seed": 1,
+        "lr": 0.02,
+        "weight_decay": 0.1,
+        "momentum": 0.5,
+        "label_smoothing": 0.2,
+        "schedule": "constant",
+    }
     usual = {"warmup_epochs": 0.0, "lrf": 0.1, "epochs": 10, "model": "tests.tiny:linear"}
     _, base = run(recipe(**usual), toy())
     _, changed = run(recipe(**{**usual, key: other.get(key, 1.0)}), toy())
@@ -226,7 +235,9 @@ def test_a_run_stopped_at_every_step_equals_one_that_was_not(tmp_path: Path) -> 
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
 
 
-@pytest.mark.parametrize(("settings", "because"), [({"epochs": 2}, "epochs"), ({"patience": 1, "lr": 1e-9}, "patience")])
+@pytest.mark.parametrize(
+    ("settings", "because"), [({"epochs": 2}, "epochs"), ({"patience": 1, "lr": 1e-9}, "patience")]
+)
 def test_resuming_what_is_done_trains_no_further(tmp_path: Path, settings: dict[str, Any], because: str) -> None:
     done, _ = run(recipe(**settings), toy(), tmp_path)
     before = weights(tmp_path)

@@ -178,7 +178,7 @@ def test_a_confusion_matrix_of_any_size(tmp_path: Path, figures: list[Figure], s
 def test_counts_are_written_where_they_can_be_read(tmp_path: Path, figures: list[Figure]) -> None:
     _, axes = confuse(tmp_path, figures, [[123, 5], [0, 7]], ["cat", "dog"])
     assert [text.get_text() for text in axes.texts] == ["123", "5", "0", "7"]
-    _, axes = confuse(tmp_path, figures, confusion(8, 12345), [str(i) for i in range(8)])
+    _, axes = confuse(tmp_path, figures, confusion(8, 1234567), [str(i) for i in range(8)])
     assert max(text.get_window_extent().width for text in axes.texts) < axes.get_window_extent().width / 8
     _, axes = confuse(tmp_path, figures, confusion(26), [str(i) for i in range(26)])
     assert not axes.texts
@@ -194,7 +194,7 @@ def test_the_colour_is_the_share_of_the_true_class(tmp_path: Path, figures: list
         x, y = box.x0 + (column + 0.1) * box.width / 2, height - box.y1 + (row + 0.1) * box.height / 2
         return int(picture[round(y), round(x), 0])
 
-    assert shade(0, 0) < shade(1, 0) < shade(0, 1)
+    assert shade(0, 0) + 50 < shade(1, 0) < shade(0, 1) - 50
     assert shade(1, 0) == shade(1, 1)
 
 

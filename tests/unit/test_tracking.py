@@ -72,6 +72,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Any:
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tracking, "SAMPLE_SECONDS", 0.1)
+        patch.setattr(tracking.store, "SAMPLE_SECONDS", 0.1)
         tracker = make_tracker(uri, folder, warnings, params=params)
         before = time.time()
         tracker.start()
@@ -217,6 +218,25 @@ def test_an_answer_lost_on_the_way_does_not_make_a_second_run(recorded: Any, mon
     assert len(attempts) == 1
     assert warnings == []
     assert recorded["client"].get_run(tracker.info["run_id"]).data.metrics["loss"] == 2.0
+
+
+def test_a_continued_run_stays_one_run(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    uri, _ = default_tracking_uri(str(tmp_path))
+    warnings: list[str] = []
+    first = make_tracker(uri, tmp_path, warnings)
+    first.log_epoch({"top1": 0.5}, 1)
+    first.finish("KILLED")
+    second = make_tracker(uri, tmp_path, warnings, params={"lr": 0.01, "workers": 2}, run_id=first.info["run_id"])
+    second.log_epoch({"top1": 0.7}, 2)
+    second.finish("FINISHED")
+    client = MlflowClient(uri)
+    [run] = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    assert (run.info.run_id, run.info.status) == (first.info["run_id"], "FINISHED")
+    assert [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "top1")] == [(1, 0.5), (2, 0.7)]
+    assert run.data.params == {"lr": "0.01", "workers": "2"}
+    assert warnings == []
 
 
 def test_no_server_warns_and_raises_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

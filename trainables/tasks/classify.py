@@ -53,9 +53,7 @@ class Classify:
         return {"loss": loss}
 
     def _cross_entropy(self, logits: Tensor, batch: Batch) -> Tensor:
-        return functional.cross_entropy(
-            logits.float(), batch.labels, label_smoothing=self.recipe.label_smoothing
-        )
+        return functional.cross_entropy(logits.float(), batch.labels, label_smoothing=self.recipe.label_smoothing)
 
     def predict(self, model: nn.Module, batch: Batch) -> Tensor:
         """Logits (n, classes); softmax gives the scores."""

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import os
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.data import Format, Source
+from orchestrator.data.manifest import Manifest, read_manifest
+from tests.pictures import write_image, write_images
+from trainables.contracts import Sample
+from trainables.order import sample_keys
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return write_images(tmp_path / "pets", {"train/cat": 3, "train/dog": 3, "val/cat": 1, "test/cat": 2})
+
+
+def fingerprint(root: Path) -> str:
+    return read_manifest(str(root)).fingerprint
+
+
+def test_the_table_holds_what_training_reads(root: Path) -> None:
+    manifest = read_manifest(str(root))
+    assert (manifest.name, manifest.format, manifest.classes) == ("pets", "imagefolder", ("cat", "dog"))
+    columns = manifest.table.to_pydict()
+    assert columns["id"] == sorted(columns["id"])
+    assert columns["split"] == ["train"] * 6 + ["val"]
+    assert columns["label"] == [0, 0, 0, 1, 1, 1, 0]
+    assert columns["key"] == sample_keys(columns["id"]).tolist()
+    assert columns["image"] == [str(root / name) for name in columns["id"]]
+
+
+def test_why_this_format_is_told(root: Path) -> None:
+    assert read_manifest(str(root)).reason == "a folder of class folders"
+    assert read_manifest(str(root), "imagefolder").reason == "as configured"
+
+
+def touch(root: Path) -> None:
+    os.utime(root / "train/cat/0.png", ns=(5, 5))
+
+
+def grow(root: Path) -> None:
+    path = root / "train/cat/0.png"
+    stamp = path.stat().st_mtime_ns
+    path.write_bytes(path.read_bytes() + b"\0")
+    os.utime(path, ns=(stamp, stamp))
+
+
+def add(root: Path) -> None:
+    write_image(root / "train/dog/new.png")
+
+
+def remove(root: Path) -> None:
+    (root / "train/dog/2.png").unlink()
+
+
+def rename_image(root: Path) -> None:
+    (root / "train/dog/2.png").rename(root / "train/dog/3.png")
+
+
+def relabel(root: Path) -> None:
+    (root / "train/dog/2.png").rename(root / "train/cat/3.png")
+
+
+def rename_class(root: Path) -> None:
+    (root / "train/dog").rename(root / "train/wolf")
+
+
+def change_split(root: Path) -> None:
+    (root / "train/cat/2.png").rename(root / "val/cat/2.png")
+
+
+@pytest.mark.parametrize(
+    "change", [touch, grow, add, remove, rename_image, relabel, rename_class, change_split], ids=lambda f: f.__name__
+)
+def test_the_fingerprint_changes_with_the_data(root: Path, change: Callable[[Path], None]) -> None:
+    before = fingerprint(root)
+    change(root)
+    assert fingerprint(root) != before
+
+
+def test_the_fingerprint_stays_where_the_data_stay(root: Path) -> None:
+    before = fingerprint(root)
+    assert fingerprint(root) == before
+    write_image(root / "test/cat/new.png")
+    (root / "train/cat/notes.txt").write_text("x")
+    assert fingerprint(root) == before, "neither test images nor other files are trained on"
+    moved = root.rename(root.with_name("animals"))
+    assert fingerprint(moved) == before, "a moved data set is the same data set"
+
+
+def read_listed(samples: list[Sample], classes: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> Manifest:
+    """Through a format of the user's own."""
+    module = types.ModuleType("users_format")
+    module.FORMAT = Format(lambda location: Source("own", classes, samples))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "users_format", module)
+    return read_manifest("s3://somewhere", "users_format:FORMAT")
+
+
+def test_the_order_of_the_listing_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = [Sample(f"{i}", "train", f"s3://somewhere/{i}", "etag", i % 2) for i in range(9)]
+    first = read_listed(samples, ("a", "b"), monkeypatch)
+    second = read_listed(samples[::-1], ("a", "b"), monkeypatch)
+    assert first.fingerprint == second.fingerprint
+    assert first.table.equals(second.table)
+
+
+def test_labels_and_classes_are_part_of_the_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = [Sample(f"{i}", "train", f"{i}", "etag", i % 2) for i in range(4)]
+    other = [Sample(f"{i}", "train", f"{i}", "etag", (i + 1) % 2) for i in range(4)]
+    made = [(samples, ("a", "b")), (other, ("a", "b")), (samples, ("b", "a")), (samples, ("a", "b", "c"))]
+    assert len({read_listed(listed, classes, monkeypatch).fingerprint for listed, classes in made}) == 4
+
+
+def test_the_bundled_digits_have_a_manifest() -> None:
+    manifest = read_manifest("digits")
+    assert (manifest.name, manifest.format, len(manifest.table)) == ("digits", "digits", 1797)
+    assert manifest.fingerprint == read_manifest("digits").fingerprint
