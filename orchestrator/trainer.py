@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.callbacks import DatasetsCallback, PlacementGroupCleanerCallback
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 UNUSED = (DatasetsCallback, PlacementGroupCleanerCallback)
 """Each starts a process, seconds before the first step.
@@ -19,4 +20,5 @@ class Trainer(TorchTrainer):
     """A TorchTrainer whose driver is the only one that cleans up: the group ends with the driver's job."""
 
     def _create_default_callbacks(self) -> list[Any]:
-        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, UNUSED)]
+        defaults = super()._create_default_callbacks()  # type: ignore[misc]  # typed as Ray Train's first version
+        return [callback for callback in defaults if not isinstance(callback, UNUSED)]

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import pytest
 
 from orchestrator.config import Config
-from tests.images import write_folder
+from tests.colours import write_colours
 
 CPUS, NODES = 4, 2
 
@@ -33,6 +33,16 @@ def plain_environment() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _keep_threads() -> Iterator[None]:
+    """A run in this process takes all CPUs for torch; what comes after it must not."""
+    import torch
+
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def cluster(plain_environment: None) -> Iterator[str]:
     """The address of a cluster of two nodes with two logical CPUs each, which leaves GPUs alone."""
@@ -47,7 +57,7 @@ def cluster(plain_environment: None) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three classes of small images, with a validation split."""
-    return write_folder(tmp_path_factory.mktemp("data") / "colours")
+    return write_colours(tmp_path_factory.mktemp("data") / "colours")
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from orchestrator.config import ConfigError
 from orchestrator.data.cache import Cache, build_cache, cache_folder
 from orchestrator.data.manifest import read_manifest
 from orchestrator.train import train
-from tests.images import TRAIN, VAL, ids, write_folder
+from tests.colours import TRAIN, VAL, ids, write_colours
 from tests.ray.conftest import MakeConfig
 from tests.results import received
 
@@ -103,7 +103,7 @@ def test_images_are_rgb_and_upright(kinds: dict[str, np.ndarray], name: str) -> 
 @pytest.fixture
 def flawed(tmp_path: Path) -> Path:
     """The usual folder with two images that cannot be read: one empty, one cut off."""
-    folder = write_folder(tmp_path / "flawed")
+    folder = write_colours(tmp_path / "flawed")
     cut = folder / "train" / "red" / "1.png"
     cut.write_bytes(cut.read_bytes()[:-200])
     (folder / "val" / "blue" / "0.png").write_bytes(b"")
@@ -166,7 +166,7 @@ def _cut(path: Path) -> None:
 
 @pytest.mark.usefixtures("connected")
 def test_a_damaged_or_outdated_cache_is_built_again(tmp_path: Path) -> None:
-    data = write_folder(tmp_path / "data")
+    data = write_colours(tmp_path / "data")
 
     def build() -> tuple[Cache, bool]:
         manifest, built = read_manifest(str(data)), []

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from orchestrator.train import train
-from tests.images import TRAIN, VAL, ids
+from tests.colours import TRAIN, VAL, ids
 from tests.ray.conftest import MakeConfig
 from tests.results import Received, checkpoint, received, rows, untimed_rows
 
@@ -80,15 +79,13 @@ MODELS = {"conv_norm_dropout": ("tests.tiny:conv_norm_dropout", 8), "mobilenet":
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def twins(request: pytest.FixtureRequest, make_config: MakeConfig) -> Iterator[tuple[Path, Path]]:
+def twins(request: pytest.FixtureRequest, make_config: MakeConfig) -> tuple[Path, Path]:
     """A run in this process and the same run in one Ray worker, of models with batch norm and dropout."""
     model, imgsz = MODELS[request.param]
-    threads = torch.get_num_threads()
     config = make_config(1, model=model, imgsz=imgsz, epochs=EPOCHS)
     in_worker = train(config).folder
     in_process = train(config, local=True).folder
-    yield in_process, in_worker
-    torch.set_num_threads(threads)
+    return in_process, in_worker
 
 
 def test_local_runtime_gives_the_rows_of_one_worker(twins: tuple[Path, Path]) -> None:
