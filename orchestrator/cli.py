@@ -14,6 +14,7 @@ import psutil
 import typer
 
 from orchestrator.config import ConfigError
+from orchestrator.console import Screen
 from orchestrator.launch import connect_early
 from orchestrator.reading import read_source, validate
 from orchestrator.schema import json_schema, schema_keys, schema_markdown
@@ -50,9 +51,13 @@ def train(config: ConfigFile, overrides: Overrides = None, local: Local = False,
     """Train a model as CONFIG says."""
     source = read_source(config, overrides or [])
     early = connect_early(validate(source)[0], local, verbose)
-    from orchestrator.train import train_source
+    with _screen(verbose) as screen:
+        from orchestrator.train import train_source
 
-    _run(lambda: train_source(source, local=local, verbose=verbose, started=STARTED, early=early), verbose)
+        _run(
+            lambda: train_source(source, local=local, verbose=verbose, started=STARTED, early=early, screen=screen),
+            verbose,
+        )
 
 
 @app.command()
@@ -65,9 +70,10 @@ def resume(
     verbose: Verbose = False,
 ) -> None:
     """Go on with an interrupted run from its last checkpoint."""
-    from orchestrator import train as training
+    with _screen(verbose) as screen:
+        from orchestrator import train as training
 
-    _run(lambda: training.resume(run, tuple(overrides or ()), local=local, verbose=verbose), verbose)
+        _run(lambda: training.resume(run, tuple(overrides or ()), local=local, verbose=verbose, screen=screen), verbose)
 
 
 @app.command()
@@ -76,6 +82,13 @@ def schema(
 ) -> None:
     """Print the JSON schema of config files, for editors."""
     typer.echo(schema_markdown() if markdown else json.dumps(json_schema(), indent=2), nl=not markdown)
+
+
+def _screen(verbose: bool) -> Screen:
+    """The screen, with a first sign of life before the seconds that importing torch takes."""
+    screen = Screen(verbose)
+    screen.waiting("checking the config, the data and the model")
+    return screen
 
 
 def _run(command: Callable[[], Result], verbose: bool) -> None:

@@ -25,7 +25,7 @@ from orchestrator.stop import Stop, interruptible
 from orchestrator.storage import RunFolder, Saved
 from orchestrator.supervisor import supervise
 from orchestrator.tracking import Dataset, Tracker, resolve_tracking_uri
-from orchestrator.worker import Job
+from orchestrator.worker import Job, WorkerError, describe
 from trainables.loop import choose_precision
 from trainables.optim import choose
 from trainables.recipe import Recipe
@@ -56,7 +56,14 @@ def train(config: Config, *, local: bool = False, verbose: bool = False) -> Resu
     return train_source(Source(config.model_dump()), local=local, verbose=verbose)
 
 
-def resume(run: str | Path, overrides: tuple[str, ...] = (), *, local: bool = False, verbose: bool = False) -> Result:
+def resume(
+    run: str | Path,
+    overrides: tuple[str, ...] = (),
+    *,
+    local: bool = False,
+    verbose: bool = False,
+    screen: Screen | None = None,
+) -> Result:
     """Go on with an interrupted run from its last checkpoint, in the same folder and the same MLflow run.
 
     `overrides` may set `scaling` only: the machines may change, the training may not. Raises as `train` does.
@@ -66,7 +73,7 @@ def resume(run: str | Path, overrides: tuple[str, ...] = (), *, local: bool = Fa
         raise ConfigError(f"{other[0]}: a resumed run keeps its settings; only scaling.* can be set")
     saved = RunFolder.open(Path(run))
     source = read_source(saved.folder.path / "config.yaml", overrides)
-    return train_source(source, local=local, verbose=verbose, saved=saved)
+    return train_source(source, local=local, verbose=verbose, saved=saved, screen=screen)
 
 
 def train_source(
@@ -77,6 +84,7 @@ def train_source(
     saved: Saved | None = None,
     started: float | None = None,
     early: Future[bool] | None = None,
+    screen: Screen | None = None,
 ) -> Result:
     """The train command: check, place, run.
 
@@ -84,7 +92,7 @@ def train_source(
     """
     started = started or time.time()
     connected = False
-    with Screen(verbose) as screen, interruptible() as stop:
+    with screen or Screen(verbose) as screen, interruptible() as stop:
         try:
             checked, placement = check(source, local)
             if placement is None or not placement.in_process:
@@ -306,7 +314,6 @@ def _place(source: Source, config: Config, address: str | None) -> Placement:
 
 
 def _explain(error: Exception, folder: RunFolder) -> str:
-    """One message for a failed run: the error, the last place outside the packages, where to read more."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
-    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    return f"the run failed: {type(error).__name__}: {error}{where}\nmore in {folder.logs}; the run: {folder.path}"
+    """One message for a failed run: the error and its place, where to read more."""
+    what = str(error) if isinstance(error, WorkerError) else describe(error)
+    return f"the run failed: {what}\nmore in {folder.logs}; the run: {folder.path}"

@@ -10,6 +10,7 @@ import logging
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,10 @@ class Message:
     metrics: Metrics
     has_state: bool
     outcome: bool = False
+
+
+class WorkerError(RuntimeError):
+    """What ended the loop in a worker, as text: its traceback, and some errors themselves, do not reach the driver."""
 
 
 class Mailbox:
@@ -245,11 +250,18 @@ def train_worker(settings: dict[str, Any]) -> None:
         data = build_data(job, runtime.rank, runtime.world_size, threads)
         progress = fit(recipe, build_task(recipe), data, runtime)
         outcome = {"stopped_because": progress.stopped_because}
-    except Exception:
+    except Exception as error:
         logging.getLogger(__name__).exception("rank %d failed", runtime.rank)
-        raise
+        raise WorkerError(describe(error)) from error
     finally:
         runtime.close(outcome)
+
+
+def describe(error: Exception) -> str:
+    """An error in one line, with the last place in its traceback that is not in an installed package."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
+    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{where}"
 
 
 def run_workers(job: Job, mailbox: Any, workers: int, gpu: bool, scratch: Path) -> None:

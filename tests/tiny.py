@@ -97,6 +97,7 @@ class Recorder:
         self.steps: list[Metrics] = []
         self.facts: list[Metrics] = []
         self.kinds: list[str] = []
+        self.model: dict[str, Tensor] = {}
         self.stop_at = stop_at
         self.stop: Callable[[], None] = lambda: None
 
@@ -104,6 +105,8 @@ class Recorder:
         kind = "row" if "train_loss" in metrics else "step" if "loss" in metrics else "facts"
         {"row": self.rows, "step": self.steps, "facts": self.facts}[kind].append(metrics)
         self.kinds.append(kind)
+        if state is not None:
+            self.model = {name: tensor.clone() for name, tensor in state.model.items()}
         if kind == "step" and (metrics["epoch"], metrics["step"]) == self.stop_at:
             self.stop()
 

@@ -12,6 +12,13 @@ from tests.tiny import conv
 MESSAGE = "these weights are not for you"
 
 
+class OwnError(Exception):
+    """Cannot be pickled as most errors can: it is not made from its message."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(f"{first} {second}")
+
+
 class Raises(nn.Module):
     """Goes wrong in its second training step, with a mistake of the user's own."""
 
@@ -23,7 +30,7 @@ class Raises(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         self.steps += self.training and images.device.type != "meta"
         if self.steps == 2:
-            raise LookupError(MESSAGE)
+            raise OwnError(*MESSAGE.split(" ", 1))
         logits: Tensor = self.body(images)
         return logits
 

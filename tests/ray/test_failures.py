@@ -50,8 +50,8 @@ def test_a_users_mistake_is_told_with_its_place(make_config: MakeConfig, workers
     with pytest.raises(RunError) as failure:
         train(make_config(workers, model="tests.ray.models:Raises"))
     message = str(failure.value)
-    assert f"LookupError: {models.MESSAGE}" in message
-    assert f"models.py:{_line_of('raise LookupError')}" in message
+    assert f"OwnError: {models.MESSAGE}" in message
+    assert f"{models.__file__}:{_line_of('raise OwnError')}" in message
     assert "Traceback" not in message
     run = _run_folder(failure.value)
     assert _summary(run)["status"] == "failed"
@@ -76,11 +76,9 @@ def test_a_loss_that_is_not_finite_names_step_and_samples(
 
 
 def test_a_learning_rate_that_is_too_high(make_config: MakeConfig) -> None:
-    """What finished before the loss went to infinity is kept."""
     with pytest.raises(RunError, match=r"the loss is (nan|inf) at epoch \d+, step \d+; lower lr") as failure:
         train(make_config(2, lr=1e18, warmup_epochs=0, epochs=20))
-    run = _run_folder(failure.value)
-    assert _summary(run)["status"] == "failed"
+    assert _summary(_run_folder(failure.value))["status"] == "failed"
 
 
 @pytest.fixture

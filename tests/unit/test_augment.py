@@ -116,7 +116,7 @@ def test_every_pixel_is_written_whatever_was_there(shape: tuple[int, int], size:
 @pytest.mark.parametrize("size", [20, 48, 96])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_dot_lands_where_the_formula_says(shape: tuple[int, int], size: int) -> None:
-    """Within a pixel, of the output or of the image, whichever is coarser; mirrored after that."""
+    """Within a pixel, of the output or of the image, whichever is coarser; a fraction of it in small windows."""
     compared = 0
     for seed in range(60):
         zoom, x, y, flip = random_draws(seed)
@@ -134,7 +134,7 @@ def test_a_dot_lands_where_the_formula_says(shape: tuple[int, int], size: int) -
         dot = trained(image, size, (zoom, x, y, flip))[:, :, 0].astype(float) - GREY
         centre_v, centre_u = (np.array(dot.nonzero()) + 0.5) @ dot[dot > 0] / dot.sum()
         expected = (v, size - u if flip < 0.5 else u)
-        assert (centre_v, centre_u) == pytest.approx(expected, abs=1.25 * max(pixel, 1))
+        assert (centre_v, centre_u) == pytest.approx(expected, abs=(0.3 if window <= 64 else 1.25) * max(pixel, 1))
         compared += 1
     assert compared > 3
 

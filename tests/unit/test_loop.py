@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 from tests import tiny
@@ -15,7 +16,7 @@ from tests.tiny import Recorder, recipe, run, toy
 from trainables import checkpoint
 from trainables.collectives import World
 from trainables.local import LocalRuntime
-from trainables.loop import choose_precision, fit
+from trainables.loop import _SingleSample, choose_precision, fit
 from trainables.optim import OPTIMIZERS
 from trainables.order import seed_of
 from trainables.schedules import lr_factor
@@ -117,6 +118,15 @@ def test_a_last_batch_of_one_sample_trains_with_batch_norm(tmp_path: Path) -> No
     assert progress.epoch == 2
     assert all(tensor.isfinite().all() for tensor in weights(tmp_path).values())
     assert weights(tmp_path)["1.num_batches_tracked"] == 4, "the single sample leaves the running statistics alone"
+
+
+def test_batch_norms_sit_out_single_samples_only() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3).eval())
+    with _SingleSample(model, 2):
+        assert [norm.training for norm in model] == [True, False]
+    with _SingleSample(model, 1):
+        assert [norm.training for norm in model] == [False, False]
+    assert [norm.training for norm in model] == [True, False], "what was frozen before stays frozen"
 
 
 @pytest.mark.parametrize(("amp", "expected"), [("auto", "float32"), (False, "float32"), (True, "bfloat16")])
@@ -278,6 +288,7 @@ def train_rank(world: World, settings: dict[str, Any], data: dict[str, int], sto
         "rows": recorder.untimed_rows,
         "kinds": recorder.kinds,
         "end": [progress.epoch, progress.samples, progress.stopped_because],
+        "model": {name: tensor.flatten().tolist() for name, tensor in recorder.model.items()},
     }
 
 
@@ -304,12 +315,20 @@ def test_several_ranks_train_as_one(tmp_path: Path, size: int, data: dict[str, i
             assert row.get("details") == expected.get("details"), "each sample is validated once"
             numbers = {k: v for k, v in expected.items() if isinstance(v, float)}
             assert {k: row[k] for k in numbers} == pytest.approx(numbers, abs=1e-5)
+        for name, values in rank["model"].items():
+            assert values == ranks[0]["model"][name]
+            assert values == pytest.approx(alone.model[name].flatten().tolist(), abs=1e-5)
 
 
-def test_ranks_stop_together_when_one_is_interrupted(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("stop", "end"),
+    [([2, 2, 1], [1, 12, "interruption"]), ([1, 2, 3], [2, 0, "interruption"])],
+    ids=["mid-epoch", "end of epoch"],
+)
+def test_ranks_stop_together_when_one_is_interrupted(tmp_path: Path, stop: list[int], end: list[Any]) -> None:
     data = {"train": 20, "val": 7, "batch": 6}
-    ranks = train_ranks(3, tmp_path / "ranks", data, stop=[2, 2, 1])
-    assert [rank["end"] for rank in ranks] == [[1, 12, "interruption"]] * 3
+    ranks = train_ranks(3, tmp_path / "ranks", data, stop)
+    assert [rank["end"] for rank in ranks] == [end] * 3
     assert [rank["kinds"] for rank in ranks] == [ranks[0]["kinds"]] * 3
 
 
