@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ def run_ranks(size: int, body: Body, folder: Path, *args: Any) -> list[Any]:
 
 def _rank(rank: int, size: int, body: Body, folder: Path, args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", store, timedelta(seconds=60), world_size=size, rank=rank)
     try:
         result = body(World(rank, size, torch.device("cpu")), *args)
         (folder / f"{rank}.json").write_text(json.dumps(result))

@@ -53,18 +53,17 @@ def conv_norm_dropout(num_classes: int) -> nn.Module:
     )
 
 
-class Explodes(nn.Module):
-    """Gives NaN from its third training step on."""
+class AllergicToWhite(nn.Module):
+    """Gives NaN for an image that is all white."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.body = linear(num_classes)
-        self.steps = 0
 
     def forward(self, images: Tensor) -> Tensor:
-        self.steps += self.training and images.device.type != "meta"
         logits: Tensor = self.body(images)
-        return logits * float("nan") if self.steps >= 3 else logits
+        white = images.amin((1, 2, 3)) > 2.2  # normalised by ImageNet's mean and deviation
+        return torch.where(white[:, None], float("nan"), logits)
 
 
 # -------------------------------------------------------------------------------------------------- data

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import torch
 
@@ -32,7 +33,7 @@ class LocalRuntime:
         self._on_report = on_report
         self._restore_from = restore_from
 
-    def __enter__(self) -> LocalRuntime:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,6 +12,7 @@ from torch import nn
 from trainables import checkpoint
 from trainables.collectives import World
 from trainables.contracts import Batch, Data, Metrics, Runtime, State, Task
+from trainables.meter import Meter
 from trainables.optim import build_optimizer, choose
 from trainables.order import seed_of
 from trainables.recipe import Recipe
@@ -63,35 +62,6 @@ class Training:
         return State(self.model.state_dict(), tensors, asdict(self.progress), best)
 
 
-@dataclass
-class Meter:
-    """Throughput of one epoch: its clock, the images seen and the seconds spent waiting for data."""
-
-    started: float = field(default_factory=time.perf_counter)
-    images: int = 0
-    waited: float = 0.0
-    gpu_use: list[float] = field(default_factory=list)
-
-    def batches(self, source: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches, with the time that each `next` took added to `waited`."""
-        while True:
-            asked = time.perf_counter()
-            batch = next(source, None)
-            self.waited += time.perf_counter() - asked
-            if batch is None:
-                return
-            self.images += batch.global_size
-            yield batch
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self.started
-
-    @property
-    def images_per_second(self) -> float:
-        return self.images / max(self.seconds, 1e-9)
-
-
 def fit(recipe: Recipe, task: Task, data: Data, runtime: Runtime) -> Progress:
     """Train until the epochs are done, the metric stays below its best for `patience` epochs, or the runtime says stop.
 
@@ -105,7 +75,13 @@ def fit(recipe: Recipe, task: Task, data: Data, runtime: Runtime) -> Progress:
             progress.stopped_because = "interruption"
             runtime.report({"epoch": progress.epoch}, training.state())
             break
-        row = _epoch_row(training, meter)
+        row = {
+            "epoch": progress.epoch + 1,
+            "step": (progress.epoch + 1) * data.steps,
+            "train_loss": progress.loss_sum / max(progress.samples, 1),
+            "lr": training.optimizer.param_groups[0]["lr"],
+            **meter.row(world),
+        }
         world.broadcast_(training.model.buffers())
         validated, details = _validate(training)
         row |= validated
@@ -167,6 +143,7 @@ def _train_epoch(training: Training, meter: Meter) -> bool:
         progress.loss_sum += loss * batch.global_size
         last = step + 1 == data.steps
         if (step == first or (step + 1) % every == 0) and not last:
+            meter.read_gpu(training.runtime.device)
             _report_progress(training, meter, step, loss)
         if interrupted and not last:
             return False
@@ -240,27 +217,7 @@ def _stop(training: Training) -> str:
     return ""
 
 
-def _epoch_row(training: Training, meter: Meter) -> Metrics:
-    progress, device = training.progress, training.runtime.device
-    waited, use = training.world.sum([meter.waited, sum(meter.gpu_use) / max(len(meter.gpu_use), 1)])
-    cuda = device.type == "cuda"
-    peak = training.world.gather(torch.cuda.max_memory_allocated(device) if cuda else 0)
-    return {
-        "epoch": progress.epoch + 1,
-        "step": (progress.epoch + 1) * training.data.steps,
-        "train_loss": progress.loss_sum / max(progress.samples, 1),
-        "lr": training.optimizer.param_groups[0]["lr"],
-        "images_per_second": meter.images_per_second,
-        "data_wait_fraction": waited / training.world.size / max(meter.seconds, 1e-9),
-        "gpu_utilization": use / training.world.size if cuda else None,
-        "gpu_memory_peak_bytes": max(peak) if cuda else None,
-    }
-
-
 def _report_progress(training: Training, meter: Meter, step: int, loss: float) -> None:
-    device = training.runtime.device
-    if device.type == "cuda":
-        meter.gpu_use.append(torch.cuda.utilization(device) / 100)
     training.runtime.report(
         {
             "epoch": training.progress.epoch + 1,

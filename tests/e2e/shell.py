@@ -164,7 +164,7 @@ def conv(num_classes):
 
 
 class slow(nn.Module):
-    '''Half a second per training step, and no randomness of its own.'''
+    '''Takes STEP_SECONDS more per training step.'''
 
     def __init__(self, num_classes):
         super().__init__()
@@ -172,7 +172,7 @@ class slow(nn.Module):
 
     def forward(self, images):
         if self.training and images.device.type != "meta":
-            time.sleep(float(os.environ.get("STEP_SECONDS", "0.1")))
+            time.sleep(float(os.environ.get("STEP_SECONDS", "0")))
         return self.body(images)
 
 

@@ -232,4 +232,3 @@ def test_two_processes_build_the_same_cache_at_once(cluster: str, colours: Path,
     assert [process.returncode for process in processes] == [0, 0], finished
     assert sorted(out.split()[-1] for out, _ in finished) == ["built", "found"]
     assert sorted(path.name for path in folder.parent.iterdir()) == ["key", "key.lock"]
-

@@ -62,9 +62,7 @@ def test_a_users_mistake_is_told_with_its_place(make_config: MakeConfig, workers
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_loss_that_is_not_finite_names_step_and_samples(
-    make_config: MakeConfig, colours: Path, workers: int
-) -> None:
+def test_a_loss_that_is_not_finite_names_step_and_samples(make_config: MakeConfig, colours: Path, workers: int) -> None:
     with pytest.raises(RunError) as failure:
         train(make_config(workers, model="tests.tiny:Explodes", batch=7, epochs=3))
     message = str(failure.value)

@@ -12,6 +12,7 @@ import pytest
 from orchestrator.data import cache as cache_module
 from orchestrator.data.cache import Cache, Issue, cache_folder, open_cache, stored_size
 from orchestrator.data.manifest import read_manifest
+from orchestrator.data.shards import write_shard
 from tests.pictures import numbered_rows, write_cache, write_images
 
 ROWS = numbered_rows(train=17, val=4)
@@ -59,7 +60,11 @@ def overwrite(path: Path) -> None:
     path.write_bytes(b"\0" * path.stat().st_size)
 
 
-@pytest.mark.parametrize("damage", [Path.unlink, truncate, lengthen, overwrite], ids=lambda f: f.__name__)
+def exchange(path: Path) -> None:
+    write_shard(path, ROWS[:2])
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, truncate, lengthen, overwrite, exchange], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("name", ["shard-00000.arrow", "shard-00002.arrow"])
 def test_a_damaged_shard_is_not_opened(folder: Path, name: str, damage: Callable[[Path], None]) -> None:
     damage(folder / name)

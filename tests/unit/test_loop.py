@@ -15,10 +15,12 @@ from tests.ranks import run_ranks
 from tests.tiny import Recorder, recipe, run, toy
 from trainables import checkpoint
 from trainables.collectives import World
+from trainables.contracts import Batch
 from trainables.local import LocalRuntime
 from trainables.loop import _SingleSample, choose_precision, fit
+from trainables.memory import MemoryData
 from trainables.optim import OPTIMIZERS
-from trainables.order import seed_of
+from trainables.order import order, seed_of
 from trainables.schedules import lr_factor
 from trainables.tasks import build_task
 
@@ -120,6 +122,19 @@ def test_a_last_batch_of_one_sample_trains_with_batch_norm(tmp_path: Path) -> No
     assert weights(tmp_path)["1.num_batches_tracked"] == 4, "the single sample leaves the running statistics alone"
 
 
+@pytest.mark.parametrize(("size", "expected"), [(1, [1] * 6), (4, [4, 2]), (6, [6]), (100, [6])])
+def test_micro_batches_are_the_batch_in_pieces(size: int, expected: list[int]) -> None:
+    batch = next(toy(batch=6).train(0))
+    parts = list(batch.split(size))
+    assert [len(part) for part in parts] == expected
+    assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
+    assert torch.equal(torch.cat([part.labels for part in parts]), batch.labels)
+    assert [s for part in parts for s in part.samples] == batch.samples.tolist()
+    assert {part.global_size for part in parts} == {6}
+    empty = Batch(batch.images[:0], batch.labels[:0], batch.samples[:0], 6)
+    assert list(empty.split(size)) == list(empty.split(0)) == []
+
+
 def test_batch_norms_sit_out_single_samples_only() -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3).eval())
     with _SingleSample(model, 2):
@@ -189,13 +204,20 @@ def test_a_metric_that_the_task_lacks_is_refused() -> None:
         build_task(recipe(metric="top2"))
 
 
+def poisoned(**options: Any) -> tuple[MemoryData, list[str]]:
+    """Data with a white image in the third batch of the first epoch, and the ids of that batch; it is the second."""
+    data = toy(**options)
+    third = order(data.seed, 0, data.keys)[12:18]
+    data.images[third[1]] = 255
+    return data, [str(sample) for sample in third]
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_with_step_and_samples(tmp_path: Path) -> None:
-    data = toy(train=20, batch=6)
-    batches = [[str(s) for s in batch.samples] for batch in data.train(0)]
+    data, third = poisoned()
     with pytest.raises(FloatingPointError) as caught:
-        run(recipe(model="tests.tiny:Explodes"), data, tmp_path)
+        run(recipe(model="tests.tiny:AllergicToWhite"), data, tmp_path)
     assert "the loss is nan at epoch 1, step 3" in str(caught.value)
-    assert str(caught.value).endswith(", ".join(batches[2]))
+    assert str(caught.value).endswith(f"check these samples: {', '.join(third)}")
     assert checkpoint.find(tmp_path) is None, "no damaged weights are saved"
 
 
@@ -338,16 +360,16 @@ def test_ranks_with_batch_norm_hold_the_same_model(tmp_path: Path) -> None:
     assert ranks[1] == ranks[2] == ranks[0]
 
 
-def explode_rank(world: World) -> str:
-    settings = recipe(model="tests.tiny:Explodes")
-    data = toy(rank=world.rank, world_size=world.size)
+def poison_rank(world: World) -> str:
+    settings = recipe(model="tests.tiny:AllergicToWhite")
+    data, _ = poisoned(rank=world.rank, world_size=world.size)
     with pytest.raises(FloatingPointError) as caught:
         fit(settings, build_task(settings), data, RankRuntime(world, Recorder()))
     return str(caught.value)
 
 
-def test_a_loss_that_is_not_finite_ends_every_rank_with_the_same_message(tmp_path: Path) -> None:
-    messages = run_ranks(2, explode_rank, tmp_path)
-    third = list(toy().train(0))[2]
-    assert messages[0] == messages[1]
-    assert messages[0].endswith(f"step 3; lower lr or check these samples: {', '.join(str(s) for s in third.samples)}")
+def test_all_ranks_end_with_the_samples_of_the_one_whose_loss_is_not_finite(tmp_path: Path) -> None:
+    messages = run_ranks(3, poison_rank, tmp_path)
+    _, third = poisoned()
+    assert messages[0].endswith(f"step 3; lower lr or check these samples: {third[0]}, {third[1]}")
+    assert messages == [messages[0]] * 3

@@ -4,7 +4,9 @@ import os
 import sys
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -110,11 +112,15 @@ def test_the_order_of_the_listing_does_not_matter(monkeypatch: pytest.MonkeyPatc
     assert first.table.equals(second.table)
 
 
-def test_labels_and_classes_are_part_of_the_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_column_and_the_classes_are_part_of_the_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
     samples = [Sample(f"{i}", "train", f"{i}", "etag", i % 2) for i in range(4)]
-    other = [Sample(f"{i}", "train", f"{i}", "etag", (i + 1) % 2) for i in range(4)]
-    made = [(samples, ("a", "b")), (other, ("a", "b")), (samples, ("b", "a")), (samples, ("a", "b", "c"))]
-    assert len({read_listed(listed, classes, monkeypatch).fingerprint for listed, classes in made}) == 4
+    changes: list[dict[str, Any]] = [{}, {"id": "x"}, {"split": "val"}, {"stamp": "newer"}, {"label": 1}]
+    listed = [[replace(samples[0], **change), *samples[1:]] for change in changes]
+    made = {read_listed(some, ("a", "b"), monkeypatch).fingerprint for some in listed}
+    made |= {read_listed(samples, classes, monkeypatch).fingerprint for classes in (("b", "a"), ("a", "b", "c"))}
+    assert len(made) == 7
+    elsewhere = [replace(sample, image=f"copy/{sample.image}") for sample in samples]
+    assert read_listed(elsewhere, ("a", "b"), monkeypatch).fingerprint in made
 
 
 def test_the_bundled_digits_have_a_manifest() -> None:

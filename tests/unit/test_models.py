@@ -228,6 +228,7 @@ def test_wrapped_prefixed_and_other_precisions_are_understood(
 ) -> None:
     content: Any = {prefix + key: tensor.to(kind) for key, tensor in weights.items()}
     torch.save({"epoch": 3, wrap: content} if wrap else content, tmp_path / "weights.pt")
+    assert {tensor.dtype for tensor in read_weights(tmp_path / "weights.pt").values()} == {torch.float32}
     loaded, model = check_and_build(tmp_path / "weights.pt")
     assert len(loaded.loaded) == 2
     for key, tensor in model.state_dict().items():

@@ -80,15 +80,20 @@ def test_a_truncated_shard_is_not_opened(tmp_path: Path, keep: float) -> None:
         Shard(path)
 
 
-def test_damaged_offsets_are_noticed_instead_of_read(tmp_path: Path) -> None:
+def test_damaged_offsets_and_sizes_are_noticed_instead_of_read(tmp_path: Path) -> None:
     """Reading text or pixels at an offset beyond the file would end the process."""
     rows, path = rows_of(OTHERS), tmp_path / "shard.arrow"
     write_shard(path, rows)
     content = path.read_bytes()
     starts = np.cumsum([0, *(row.pixels.size for row in rows)])
     ids = np.cumsum([0, *(len(row.id.encode()) for row in rows)])
-    for offsets in (starts.astype(np.int64).tobytes(), ids.astype(np.int32).tobytes()):
-        assert content.count(offsets) == 1
-        path.write_bytes(content.replace(offsets, offsets[:-1] + b"\x70"))
+    heights = np.array([row.pixels.shape[0] for row in rows])
+    for column in (
+        starts.astype(np.int64).tobytes(),
+        ids.astype(np.int32).tobytes(),
+        heights.astype(np.int32).tobytes(),
+    ):
+        assert content.count(column) == 1
+        path.write_bytes(content.replace(column, column[:-1] + b"\x70"))
         with pytest.raises(ValueError):  # noqa: PT011 (arrow's own words)
             Shard(path)

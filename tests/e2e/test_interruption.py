@@ -1,0 +1,183 @@
+"""Ctrl-C and SIGTERM in the middle of an epoch, and the command that continues the run."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from orchestrator.launch import cpu_count
+from tests.e2e.shell import Finished, Running, Shell, local_store, mlflow_history, mlflow_runs, summary
+from tests.results import checkpoint, rows, untimed_rows
+
+EPOCHS, STEPS, TRAIN = 4, 12, 1438
+SETTINGS: dict[str, Any] = {"model": "mymodels:slow", "epochs": EPOCHS, "batch": 128}
+STEP_SECONDS = {"STEP_SECONDS": "0.5"}
+"""So long that the request comes in the middle of the second epoch."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """How a run is stopped, and what its summary calls that."""
+
+    workers: int | str
+    stop: Callable[[Running], None]
+    stopped_because: str
+
+
+CASES = {
+    "ctrl-c in process": Case("auto", Running.press_ctrl_c, "user"),
+    "sigterm in process": Case("auto", Running.terminate, "interruption"),
+    "ctrl-c with two workers": Case(2, Running.press_ctrl_c, "user"),
+    "sigterm with two workers": Case(2, Running.terminate, "interruption"),
+}
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """A run that was stopped in its second epoch."""
+
+    case: Case
+    shell: Shell
+    done: Finished
+
+    @property
+    def run(self) -> Path:
+        return self.shell.storage / "digits" / "stopped"
+
+    @property
+    def store(self) -> str:
+        return local_store(self.shell.storage)
+
+    @property
+    def resume(self) -> str:
+        """The command that the screen names."""
+        return self.done.out.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="module", params=CASES)
+def interrupted(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    environment: dict[str, str],
+    digits_cache: Path,
+) -> Iterator[Interrupted]:
+    case = CASES[request.param]
+    if case.workers == 2 and cpu_count() < 2:
+        pytest.skip("two workers need two CPUs")
+    shell = Shell(tmp_path_factory.mktemp("shell"), environment)
+    config = shell.config(**SETTINGS, scaling={"workers": case.workers}, name="stopped")
+    command = shell.start("train", config, **STEP_SECONDS)
+    try:
+        command.wait_until((shell.storage / "digits" / "stopped" / "results.csv").exists)
+        case.stop(command)
+        yield Interrupted(case, shell, command.wait())
+    finally:
+        shell.close()
+
+
+def test_it_ends_with_130_and_no_traceback(interrupted: Interrupted) -> None:
+    assert interrupted.done.code == 130
+    assert "Traceback" not in interrupted.done.out + interrupted.done.err
+    assert interrupted.done.err == ""
+
+
+def test_it_says_how_to_go_on(interrupted: Interrupted) -> None:
+    assert shlex.split(interrupted.resume) == ["orchestrator", "resume", str(interrupted.run)]
+
+
+def test_the_checkpoint_is_in_the_middle_of_the_epoch(interrupted: Interrupted) -> None:
+    progress = checkpoint(interrupted.run).progress
+    assert progress["epoch"] == 1
+    assert 0 < progress["samples"] < TRAIN
+    assert progress["samples"] % SETTINGS["batch"] == 0
+
+
+def test_results_hold_the_finished_epoch(interrupted: Interrupted) -> None:
+    assert [row["epoch"] for row in rows(interrupted.run)] == ["1"]
+
+
+def test_the_summary_tells_why(interrupted: Interrupted) -> None:
+    values = summary(interrupted.run)
+    assert (values["status"], values["stopped_because"]) == ("interrupted", interrupted.case.stopped_because)
+    assert values["epochs_completed"] == 1
+    assert (interrupted.run / "plots" / "results.png").exists()
+
+
+def test_mlflow_has_a_killed_run(interrupted: Interrupted) -> None:
+    [tracked] = mlflow_runs(interrupted.store)
+    assert tracked.info.status == "KILLED"
+    assert tracked.info.run_id == summary(interrupted.run)["mlflow"]["run_id"]
+
+
+@pytest.fixture(scope="module")
+def resumed(interrupted: Interrupted) -> Interrupted:
+    """The same run, after the command that the screen named."""
+    if interrupted.case.workers == 2 and interrupted.case.stop is Running.terminate:
+        pytest.skip("resuming does not depend on how the run was stopped")
+    done = interrupted.shell.run(*shlex.split(interrupted.resume)[1:])
+    return Interrupted(interrupted.case, interrupted.shell, done)
+
+
+def test_a_resumed_run_ends_as_any_other(resumed: Interrupted) -> None:
+    assert resumed.done.code == 0, resumed.done.err
+    values = summary(resumed.run)
+    assert (values["status"], values["stopped_because"]) == ("finished", "epochs")
+    assert values["epochs_completed"] == EPOCHS
+    assert [path.name for path in resumed.run.parent.iterdir()] == ["stopped"]
+
+
+def test_a_resumed_run_has_every_epoch_once(resumed: Interrupted) -> None:
+    table = rows(resumed.run)
+    assert [int(row["epoch"]) for row in table] == list(range(1, EPOCHS + 1))
+    [tracked] = mlflow_runs(resumed.store)
+    assert tracked.info.status == "FINISHED"
+    for name in ("train_loss", "top1"):
+        history = mlflow_history(resumed.store, tracked.info.run_id, name)
+        assert history == {int(row["epoch"]): float(row[name]) for row in table}
+
+
+def test_a_resumed_run_equals_one_that_was_never_stopped(resumed: Interrupted) -> None:
+    """To the bit, in its rows and in its weights."""
+    if resumed.case.workers == 2:
+        pytest.skip("one of them is enough")
+    done = resumed.shell.run("train", "config.yaml", "name=whole")
+    assert done.code == 0, done.err
+    whole = resumed.run.with_name("whole")
+    assert untimed_rows(resumed.run) == untimed_rows(whole)
+    ours, theirs = checkpoint(resumed.run), checkpoint(whole)
+    assert ours.progress == theirs.progress
+    for expected, tensors in ((theirs.model, ours.model), (theirs.optimizer, ours.optimizer)):
+        assert expected.keys() == tensors.keys()
+        assert all(torch.equal(expected[key], tensors[key]) for key in expected)
+
+
+def test_a_finished_run_is_not_resumed(resumed: Interrupted) -> None:
+    again = resumed.shell.run("resume", str(resumed.run))
+    assert again.code == 2
+    assert "finished" in again.err
+    assert len(rows(resumed.run)) == EPOCHS
+
+
+# ------------------------------------------------------------------------------------------------ impatience
+
+
+@pytest.mark.skipif(cpu_count() < 2, reason="two workers need two CPUs")
+@pytest.mark.usefixtures("digits_cache")
+def test_a_second_ctrl_c_ends_at_once(shell: Shell) -> None:
+    """Without waiting for the step, and with nothing left behind (`Shell` looks after that)."""
+    command = shell.start("train", shell.config(**SETTINGS, scaling={"workers": 2}, name="killed"), STEP_SECONDS="3600")
+    run = shell.storage / "digits" / "killed"
+    command.wait_until((run / "logs" / "rank-1.log").exists)
+    command.press_ctrl_c()
+    time.sleep(1)  # two signals at once would be one
+    command.press_ctrl_c()
+    done = command.wait(60)
+    assert done.code == 130
+    assert "Traceback" not in done.out + done.err
