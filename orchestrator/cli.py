@@ -50,7 +50,8 @@ def _keys_help() -> str:
 def train(config: ConfigFile, overrides: Overrides = None, local: Local = False, verbose: Verbose = False) -> None:
     """Train a model as CONFIG says."""
     source = read_source(config, overrides or [])
-    early = connect_early(validate(source)[0], local, verbose)
+    valid, problems = validate(source)
+    early = None if problems else connect_early(valid, local, verbose)
     with _screen(verbose) as screen:
         from orchestrator.train import train_source
 

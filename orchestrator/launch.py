@@ -137,7 +137,8 @@ def connect(address: str | None, verbose: bool) -> bool:
 
 def connect_early(config: Config | None, local: bool, verbose: bool) -> Future[bool] | None:
     """`connect` in a thread, beside the imports and checks of the driver, where a run surely needs a Ray of its own."""
-    if config is None or local or named_cluster(config) or config.scaling.workers == "auto":
+    workers = config.scaling.workers if config else "auto"
+    if config is None or local or named_cluster(config) or not isinstance(workers, int) or workers > cpu_count():
         return None
     return _STARTER.submit(connect, None, verbose)
 

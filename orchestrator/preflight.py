@@ -9,6 +9,7 @@ from pathlib import Path
 from orchestrator.config import Config, Problem
 from orchestrator.data.manifest import Manifest, read_manifest
 from orchestrator.storage import check_storage
+from orchestrator.worker import describe
 from trainables.contracts import Mode
 from trainables.models import Loaded, check_classifier, default_imgsz
 from trainables.recipe import Recipe
@@ -52,6 +53,10 @@ def preflight(config: Config) -> tuple[Checked | None, list[Problem]]:
         model = check_classifier(config, len(manifest.classes) if manifest else 2, imgsz)
     except ValueError as error:
         problems.append(Problem(_key_of(error, config), str(error)))
+    except Exception as error:
+        if ":" not in config.model:
+            raise
+        problems.append(Problem("model", f"model = {config.model}: {describe(error)}"))
     try:
         storage = check_storage(config.storage)
     except ValueError as error:

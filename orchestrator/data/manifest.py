@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +39,10 @@ def read_manifest(location: str, format: str = "auto") -> Manifest:
     if len(source.classes) < 2:
         raise ValueError(
             f"{location} has one class only ({source.classes[0]}): a classifier needs two or more class folders"
+        )
+    if not any(s.split == "val" for s in samples) and max(Counter(s.label for s in samples).values()) < 2:
+        raise ValueError(
+            f"{location} has one image per class and no validation images: add a second image or a val folder"
         )
     ids = [s.id for s in samples]
     table = pa.table(

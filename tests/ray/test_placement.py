@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -81,16 +82,16 @@ def connected(cluster: str) -> Iterator[str]:
 @pytest.fixture
 def autoscaler(connected: str) -> Iterator[None]:
     """What an autoscaler tells the cluster of its limits: at most 3 more nodes with 4 CPUs each."""
-    from ray import _raylet
-    from ray.core.generated.autoscaler_pb2 import ClusterConfig, NodeGroupConfig
     from ray.experimental import internal_kv
 
-    place: dict[str, Any] = {"namespace": _raylet.GCS_AUTOSCALER_STATE_NAMESPACE}
-    key = _raylet.GCS_AUTOSCALER_CLUSTER_CONFIG_KEY
-    group = NodeGroupConfig(name="worker", resources={"CPU": 4}, min_count=0, max_count=3)
-    internal_kv._internal_kv_put(key, ClusterConfig(node_group_configs=[group]).SerializeToString(), **place)
+    messages: Any = import_module("ray.core.generated.autoscaler_pb2")
+    raylet: Any = import_module("ray._raylet")
+    group = messages.NodeGroupConfig(name="worker", resources={"CPU": 4}, min_count=0, max_count=3)
+    limits = messages.ClusterConfig(node_group_configs=[group]).SerializeToString()
+    key, namespace = raylet.GCS_AUTOSCALER_CLUSTER_CONFIG_KEY, raylet.GCS_AUTOSCALER_STATE_NAMESPACE
+    internal_kv._internal_kv_put(key, limits, namespace=namespace)
     yield
-    internal_kv._internal_kv_del(key, **place)
+    internal_kv._internal_kv_del(key, namespace=namespace)
 
 
 @pytest.mark.parametrize("workers", [CPUS + 1, 12])

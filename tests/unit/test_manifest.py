@@ -127,3 +127,9 @@ def test_the_bundled_digits_have_a_manifest() -> None:
     manifest = read_manifest("digits")
     assert (manifest.name, manifest.format, len(manifest.table)) == ("digits", "digits", 1797)
     assert manifest.fingerprint == read_manifest("digits").fingerprint
+
+
+def test_one_image_per_class_leaves_nothing_to_validate_on(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "pets", {"cat": 1, "dog": 1})
+    with pytest.raises(ValueError, match="one image per class"):
+        read_manifest(str(root))
