@@ -102,7 +102,7 @@ def test_a_newer_format_is_refused_with_a_message(folder: Path) -> None:
 
 
 def test_the_place_goes_by_content_size_and_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    manifest = read_manifest(str(write_images(tmp_path / "pets", {"cat": 1, "dog": 1})))
+    manifest = read_manifest(str(write_images(tmp_path / "pets", {"cat": 2, "dog": 2})))
     places = [cache_folder(tmp_path, manifest, 64)]
     assert cache_folder(tmp_path, manifest, 64) == places[0]
     assert places[0].parent == tmp_path
