@@ -31,6 +31,11 @@ class Stop:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, self._handle)
 
+    def raise_if_asked(self) -> None:
+        """Raises KeyboardInterrupt after a request: for what comes before the loop, where nothing is to be saved."""
+        if self.event.is_set():
+            raise KeyboardInterrupt
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.event.is_set():
             raise KeyboardInterrupt

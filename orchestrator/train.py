@@ -153,6 +153,7 @@ class Run:
         if self.saved:
             self.saved.refuse_other_data(self.checked.manifest.fingerprint)
         cache = self._cache()
+        self.stop.raise_if_asked()
         view = self._view()
         loader = Loader(cache, view)
         folder = self._folder(cache)
@@ -188,8 +189,13 @@ class Run:
             self.screen.waiting("starting Ray to build the cache")
             connected = connect(None, self.verbose)
             self.stop.install()
+
+        def on_progress(done: int, total: int) -> None:
+            self.stop.raise_if_asked()
+            self.screen.building(done, total)
+
         try:
-            return build_cache(folder, self.checked.manifest, imgsz, config.max_bad_fraction, self.screen.building)
+            return build_cache(folder, self.checked.manifest, imgsz, config.max_bad_fraction, on_progress)
         except BrokenData as error:
             raise ConfigError(f"data = {config.data}: {error}") from error
         except OSError as error:

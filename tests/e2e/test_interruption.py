@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -61,25 +63,37 @@ class Interrupted:
         return self.done.out.strip().splitlines()[-1]
 
 
-@pytest.fixture(scope="module", params=CASES)
-def interrupted(
-    request: pytest.FixtureRequest,
-    tmp_path_factory: pytest.TempPathFactory,
-    environment: dict[str, str],
-    digits_cache: Path,
-) -> Iterator[Interrupted]:
-    case = CASES[request.param]
-    if case.workers == 2 and cpu_count() < 2:
-        pytest.skip("two workers need two CPUs")
-    shell = Shell(tmp_path_factory.mktemp("shell"), environment)
-    config = shell.config(**SETTINGS, scaling={"workers": case.workers}, name="stopped")
-    command = shell.start("train", config, **STEP_SECONDS)
-    try:
+Interrupt = Callable[[str], Interrupted]
+
+
+@pytest.fixture(scope="module")
+def interrupt(
+    tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str], digits_cache: Path
+) -> Iterator[Interrupt]:
+    """Makes the run of a case, once."""
+    shells: list[Shell] = []
+
+    @cache
+    def make(name: str) -> Interrupted:
+        case = CASES[name]
+        if case.workers == 2 and cpu_count() < 2:
+            pytest.skip("two workers need two CPUs")
+        shell = Shell(tmp_path_factory.mktemp("shell"), environment)
+        shells.append(shell)
+        config = shell.config(**SETTINGS, scaling={"workers": case.workers}, name="stopped")
+        command = shell.start("train", config, **STEP_SECONDS)
         command.wait_until((shell.storage / "digits" / "stopped" / "results.csv").exists)
         case.stop(command)
-        yield Interrupted(case, shell, command.wait())
-    finally:
+        return Interrupted(case, shell, command.wait())
+
+    yield make
+    for shell in shells:
         shell.close()
+
+
+@pytest.fixture(scope="module", params=CASES)
+def interrupted(request: pytest.FixtureRequest, interrupt: Interrupt) -> Interrupted:
+    return interrupt(request.param)
 
 
 def test_it_ends_with_130_and_no_traceback(interrupted: Interrupted) -> None:
@@ -116,13 +130,14 @@ def test_mlflow_has_a_killed_run(interrupted: Interrupted) -> None:
     assert tracked.info.run_id == summary(interrupted.run)["mlflow"]["run_id"]
 
 
-@pytest.fixture(scope="module")
-def resumed(interrupted: Interrupted) -> Interrupted:
-    """The same run, after the command that the screen named."""
-    if interrupted.case.workers == 2 and interrupted.case.stop is Running.terminate:
-        pytest.skip("resuming does not depend on how the run was stopped")
-    done = interrupted.shell.run(*shlex.split(interrupted.resume)[1:])
-    return Interrupted(interrupted.case, interrupted.shell, done)
+# -------------------------------------------------------------------------------------------------- resuming
+
+
+@pytest.fixture(scope="module", params=["ctrl-c in process", "ctrl-c with two workers"])
+def resumed(request: pytest.FixtureRequest, interrupt: Interrupt) -> Interrupted:
+    """A run of above, after the command that its screen named."""
+    before = interrupt(request.param)
+    return replace(before, done=before.shell.run(*shlex.split(before.resume)[1:]))
 
 
 def test_a_resumed_run_ends_as_any_other(resumed: Interrupted) -> None:
@@ -145,8 +160,6 @@ def test_a_resumed_run_has_every_epoch_once(resumed: Interrupted) -> None:
 
 def test_a_resumed_run_equals_one_that_was_never_stopped(resumed: Interrupted) -> None:
     """To the bit, in its rows and in its weights."""
-    if resumed.case.workers == 2:
-        pytest.skip("one of them is enough")
     done = resumed.shell.run("train", "config.yaml", "name=whole")
     assert done.code == 0, done.err
     whole = resumed.run.with_name("whole")
@@ -158,14 +171,21 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(resumed: Interrupted) -
         assert all(torch.equal(expected[key], tensors[key]) for key in expected)
 
 
-def test_a_finished_run_is_not_resumed(resumed: Interrupted) -> None:
-    again = resumed.shell.run("resume", str(resumed.run))
-    assert again.code == 2
-    assert "finished" in again.err
-    assert len(rows(resumed.run)) == EPOCHS
-
-
 # ------------------------------------------------------------------------------------------------ impatience
+
+
+@pytest.mark.parametrize("step", ["checking the config", "starting Ray", "building the cache: 0 of"])
+def test_before_the_training_nothing_is_kept(shell: Shell, step: str) -> None:
+    """Neither a run without a checkpoint nor half a cache."""
+    caches = shell.folder / "cache"
+    command = shell.start("train", shell.config(), ORCHESTRATOR_CACHE=str(caches))
+    command.wait_until(lambda: step in command.output)
+    command.press_ctrl_c()
+    done = command.wait()
+    assert done.code in (130, -signal.SIGINT)
+    assert "Traceback" not in done.out + done.err
+    assert not shell.storage.exists()
+    assert not [path for path in caches.glob("*") if path.suffix != ".lock"]
 
 
 @pytest.mark.skipif(cpu_count() < 2, reason="two workers need two CPUs")

@@ -232,3 +232,12 @@ def test_two_processes_build_the_same_cache_at_once(cluster: str, colours: Path,
     assert [process.returncode for process in processes] == [0, 0], finished
     assert sorted(out.split()[-1] for out, _ in finished) == ["built", "found"]
     assert sorted(path.name for path in folder.parent.iterdir()) == ["key", "key.lock"]
+
+
+@pytest.mark.usefixtures("connected")
+def test_a_cache_folder_that_cannot_be_written(make_config: MakeConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cache_dir") as refusal:
+        train(make_config(cache_dir=str(tmp_path / "file" / "cache"), storage=str(tmp_path / "runs")), local=True)
+    assert str(tmp_path / "file" / "cache") in str(refusal.value)
+    assert not (tmp_path / "runs").exists()

@@ -16,20 +16,15 @@ from orchestrator.train import train
 from tests.ray.conftest import CPUS, NODES, MakeConfig
 
 
-def test_auto_takes_every_node_of_a_cluster_without_gpus(make_config: MakeConfig) -> None:
-    summary = train(make_config("auto", epochs=1)).summary
-    assert (summary["status"], summary["workers"]) == ("finished", [NODES])
-
-
-def test_ray_address_names_the_cluster_too(
+def test_auto_takes_every_node_of_a_cluster_without_gpus(
     make_config: MakeConfig, cluster: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And never falls back to a run in process, as `auto` on one machine would."""
+    """Also where RAY_ADDRESS names the cluster: it is never a run in process, as `auto` on one machine would be."""
     import ray
 
     monkeypatch.setenv("RAY_ADDRESS", cluster)
     summary = train(make_config(epochs=1, scaling={})).summary
-    assert summary["workers"] == [NODES]
+    assert (summary["status"], summary["workers"]) == ("finished", [NODES])
     assert f"Ray cluster {cluster}" in capsys.readouterr().out
     assert not ray.is_initialized()
 
@@ -113,14 +108,15 @@ def test_more_workers_than_the_autoscaler_may_ever_start(make_config: MakeConfig
 # --------------------------------------------------------------------------------------------- connections
 
 
-def test_a_connection_of_the_caller_is_left_alone(make_config: MakeConfig, connected: str) -> None:
-    """Also where a run needs Ray for its cache only."""
+def test_a_connection_of_the_caller_is_left_alone(make_config: MakeConfig, connected: str, tmp_path: Path) -> None:
+    """Whether a run needs Ray for its workers or, in process, for its cache only."""
     import ray
 
     job = ray.get_runtime_context().get_job_id()
     assert launch.connect(connected, verbose=False) is False
     assert train(make_config(1, epochs=1)).summary["status"] == "finished"
-    assert train(make_config(1, epochs=1), local=True).summary["status"] == "finished"
+    in_process = train(make_config(1, epochs=1, cache_dir=str(tmp_path)), local=True).summary
+    assert (in_process["status"], in_process["cache"]["reused"]) == ("finished", False)
     assert ray.is_initialized()
     assert ray.get_runtime_context().get_job_id() == job
 
