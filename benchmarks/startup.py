@@ -35,7 +35,7 @@ def train(config):
         open(config["out"], "w").write(str(time.time()))
 
 workers, model, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False)
+ray.init("local", num_cpus=workers, include_dashboard=False, log_to_driver=False)
 ray.train.torch.TorchTrainer(
     train,
     train_loop_config={"model": model, "share": 64 // workers, "out": out},
