@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -109,7 +110,8 @@ class Recorder:
     def _best(self) -> dict[str, Any]:
         """The first of the best epochs, by the one metric."""
         name, sign = self.checked.metric, 1 if self.checked.mode == "max" else -1
-        best = max(self.rows, key=lambda row: (sign * row[name], -row["epoch"]), default=None)
+        rows = [row for row in self.rows if not math.isnan(row[name])]
+        best = max(rows, key=lambda row: (sign * row[name], -row["epoch"]), default=None)
         return {"best": best and best[name], "best_epoch": best and best["epoch"]}
 
 

@@ -140,13 +140,17 @@ class RunFolder:
         if not self.results.exists():
             return []
         with self.results.open(newline="") as file:
-            return [{k: json.loads(v) if v else None for k, v in row.items()} for row in csv.DictReader(file)]
+            return [{k: _number(v) if v else None for k, v in row.items()} for row in csv.DictReader(file)]
 
     def _columns(self) -> list[str]:
         if not self.results.exists():
             return []
         with self.results.open(newline="") as file:
             return next(csv.reader(file), [])
+
+
+def _number(cell: str) -> int | float:
+    return int(cell) if cell.removeprefix("-").isdecimal() else float(cell)  # also nan and inf
 
 
 def _write(path: Path, text: str) -> None:

@@ -174,7 +174,7 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(resumed: Interrupted) -
 # ------------------------------------------------------------------------------------------------ impatience
 
 
-@pytest.mark.parametrize("step", ["checking the config", "starting Ray", "building the cache: 0 of"])
+@pytest.mark.parametrize("step", ["checking the config", "building the cache: 0 of"])
 def test_before_the_training_nothing_is_kept(shell: Shell, step: str) -> None:
     """Neither a run without a checkpoint nor half a cache."""
     caches = shell.folder / "cache"

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from tests.e2e.shell import Shell, mlflow_history, mlflow_runs, summary
 from tests.e2e.test_tracking_server import free_port, server
 from tests.results import rows
 
 
-@pytest.mark.parametrize("named_by", ["config", "environment"])
-def test_a_server_records_the_run(shell: Shell, digits_cache: Path, named_by: str) -> None:
+def test_a_server_records_the_run(shell: Shell, digits_cache: Path) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    config = shell.config(name="served", tracking={"uri": url} if named_by == "config" else {})
-    if named_by == "environment":
-        shell.environment = shell.environment | {"MLFLOW_TRACKING_URI": url}
+    config = shell.config(name="served", tracking={"uri": url})
     with server(shell.folder, port):
         done = shell.run("train", config)
         assert (done.code, done.err) == (0, "")
