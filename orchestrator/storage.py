@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import tempfile
@@ -55,6 +56,11 @@ class Saved:
                 f"the data of {self.folder.path} have changed since it was started; train a new run on them"
             )
 
+    def take_up(self) -> RunFolder:
+        """The folder, with the rows of results.csv beyond the checkpoint dropped: their epochs are trained again."""
+        self.folder.rewrite_results(self.rows)
+        return self.folder
+
     def describe(self) -> str:
         return f"after {len(self.rows)} epochs" + (f", from {self.checkpoint}" if self.checkpoint else "")
 
@@ -89,10 +95,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> Saved:
-        """Take up a run that was interrupted or failed. Raises ConfigError where there is nothing to continue.
-
-        Rows of results.csv beyond the checkpoint are dropped: their epochs are trained again.
-        """
+        """Read a run that was interrupted or failed. Raises ConfigError where there is nothing to continue."""
         folder = cls(path.expanduser().absolute())
         try:
             summary = json.loads((folder.path / "summary.json").read_text())
@@ -105,9 +108,6 @@ class RunFolder:
         checkpoint = find(folder.checkpoints)
         epochs = load(checkpoint).progress["epoch"] if checkpoint else 0
         rows = [row for row in folder.read_results() if row["epoch"] <= epochs]
-        folder.results.unlink(missing_ok=True)
-        for row in rows:
-            folder.append_result(row)
         return Saved(folder, checkpoint, rows, summary["mlflow"]["run_id"], summary["dataset"]["fingerprint"])
 
     @property
@@ -126,14 +126,23 @@ class RunFolder:
             writer.writerow(header)
             writer.writerows(rows)
 
-    def append_result(self, row: dict[str, Any]) -> None:
+    def append_result(self, row: Metrics) -> None:
         """Add an epoch's row to results.csv; the first row decides the columns."""
         columns = self._columns() or list(row)
         with self.results.open("a", newline="") as file:
             writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore")
             if file.tell() == 0:
                 writer.writeheader()
-            writer.writerow({k: "" if v is None else v for k, v in row.items()})
+            writer.writerow(row)
+
+    def rewrite_results(self, rows: Sequence[Metrics]) -> None:
+        """Replace results.csv by these rows, in one rename."""
+        text = io.StringIO()
+        if rows:
+            writer = csv.DictWriter(text, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        _write(self.results, text.getvalue())
 
     def read_results(self) -> list[Metrics]:
         """The rows of results.csv, numbers as numbers and empty cells as None."""
@@ -156,5 +165,5 @@ def _number(cell: str) -> int | float:
 def _write(path: Path, text: str) -> None:
     """Replace a file in one rename: a reader sees the old or the new text."""
     draft = path.with_name(f".{path.name}.tmp")
-    draft.write_text(text, encoding="utf-8")
+    draft.write_text(text, encoding="utf-8", newline="")
     os.replace(draft, path)

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.storage import RunFolder, check_storage
+from trainables.checkpoint import save
+from trainables.contracts import State
 
 
 def test_a_taken_name_gets_the_next_number(tmp_path: Path) -> None:
@@ -41,3 +43,18 @@ def test_checking_a_storage_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="file is a file"):
         check_storage(str(tmp_path / "file" / "runs"))
+
+
+def test_only_taking_a_run_up_drops_rows_beyond_its_checkpoint(tmp_path: Path) -> None:
+    """A resume that is refused after reading the run has lost nothing."""
+    folder = RunFolder(tmp_path)
+    rows = [{"epoch": 1, "top1": 0.5}, {"epoch": 2, "top1": 0.6}]
+    for row in rows:
+        folder.append_result(row)
+    summary = {"status": "interrupted", "mlflow": {"run_id": None}, "dataset": {"fingerprint": "f"}}
+    folder.write_json("summary.json", summary)
+    save(folder.checkpoints / "last", State({}, {}, {"epoch": 1}))
+    saved = RunFolder.open(tmp_path)
+    assert saved.rows == rows[:1]
+    assert folder.read_results() == rows
+    assert saved.take_up().read_results() == rows[:1]
