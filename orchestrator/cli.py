@@ -15,12 +15,13 @@ import typer
 
 from orchestrator.config import ConfigError
 from orchestrator.console import Screen
+from orchestrator.errors import RunError
 from orchestrator.launch import connect_early
 from orchestrator.reading import read_source, validate
 from orchestrator.schema import json_schema, schema_keys, schema_markdown
 
 if TYPE_CHECKING:
-    from orchestrator.train import Result
+    from orchestrator.run import Result
 
 STARTED = psutil.Process().create_time()
 """When the user pressed Enter: the wall-clock time of this process's start."""
@@ -93,8 +94,6 @@ def _screen(verbose: bool) -> Screen:
 
 
 def _run(command: Callable[[], Result], verbose: bool) -> None:
-    from orchestrator.train import RunError
-
     sys.path.insert(0, "")  # models of the user's own lie in the current folder
     try:
         result = command()

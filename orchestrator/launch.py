@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.config import Config, Problem
+from orchestrator.config import Config, ConfigError, Problem
 
 OBJECT_STORE_BYTES = 256 * 2**20
 """Of a Ray that we start: only metadata passes through it, pixels live in the cache."""
@@ -109,7 +109,7 @@ def place_on_cluster(config: Config, address: str) -> tuple[Placement | None, li
 def connect(address: str | None, verbose: bool) -> bool:
     """Connect to the named cluster or start Ray on this machine. False where this process was connected already.
 
-    Raises ConnectionError where no cluster answers.
+    Raises ConfigError where no cluster answers, or Ray does not start.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -121,17 +121,21 @@ def connect(address: str | None, verbose: bool) -> bool:
         "log_to_driver": verbose,
         "logging_level": logging.INFO if verbose else logging.ERROR,
     }
-    if address:
-        _reach(address)
-        ray.init(address, **options)
-    else:
-        ray.init(
-            "local",
-            num_cpus=cpu_count(),
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            **options,
-        )
+    try:
+        if address:
+            _reach(address)
+            ray.init(address, **options)
+        else:
+            ray.init(
+                "local",
+                num_cpus=cpu_count(),
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                **options,
+            )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = f"no Ray cluster answers at {address}" if address else "Ray does not start on this machine"
+        raise ConfigError(f"{where}: {error}") from error
     return True
 
 

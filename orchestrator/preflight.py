@@ -8,8 +8,8 @@ from pathlib import Path
 
 from orchestrator.config import Config, Problem
 from orchestrator.data.manifest import Manifest, read_manifest
+from orchestrator.errors import describe
 from orchestrator.storage import check_storage
-from orchestrator.worker import describe
 from trainables.contracts import Mode
 from trainables.models import Loaded, check_classifier, default_imgsz
 from trainables.recipe import Recipe

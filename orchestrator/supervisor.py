@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.data.loader import Loader
+from orchestrator.data.recorded import record
 from orchestrator.launch import Placement
+from orchestrator.mailbox import start_mailbox
 from orchestrator.stop import Stop
-from orchestrator.worker import Job, record, run_workers, set_threads, start_mailbox
+from orchestrator.worker import Job, run_workers, set_threads
 from trainables.contracts import Metrics, State
 from trainables.local import LocalRuntime
 from trainables.loop import fit

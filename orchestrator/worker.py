@@ -5,31 +5,27 @@ Ray is imported inside the functions: a run in the driver's own process needs no
 
 from __future__ import annotations
 
-import json
 import logging
 import socket
 import threading
 import time
-import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from orchestrator.data.cache import Cache
 from orchestrator.data.loader import Loader, View
+from orchestrator.data.recorded import record
+from orchestrator.errors import WorkerError, describe
 from orchestrator.launch import cpu_count
+from orchestrator.mailbox import PULSE_SECONDS, Courier, Message
 from trainables.checkpoint import Writer
-from trainables.contracts import Batch, Data, DataInfo, Metrics, State
+from trainables.contracts import Data, Metrics, State
 from trainables.loop import fit
 from trainables.recipe import Recipe
 from trainables.tasks import build_task
-
-PULSE_SECONDS = 0.25
-"""How often a worker's courier talks to the mailbox; also how late a stop request arrives."""
 
 
 @dataclass(frozen=True)
@@ -42,79 +38,6 @@ class Job:
     run_folder: Path
     restore: Path | None
     record_samples: bool
-
-
-@dataclass(frozen=True)
-class Message:
-    """From rank 0 to the driver: a report of the loop, or (`outcome`) what `fit` returned."""
-
-    metrics: Metrics
-    has_state: bool
-    outcome: bool = False
-
-
-class WorkerError(RuntimeError):
-    """What ended the loop in a worker, as text: its traceback, and some errors themselves, do not reach the driver."""
-
-
-class Mailbox:
-    """A tiny actor on the driver's node: reports go one way, the request to stop the other."""
-
-    def __init__(self) -> None:
-        self._messages: list[Message] = []
-        self._stop = False
-
-    def push(self, messages: list[Message]) -> bool:
-        """Take a worker's messages; tells whether to stop."""
-        self._messages += messages
-        return self._stop
-
-    def take(self) -> list[Message]:
-        """Hand everything that has come to the driver."""
-        messages, self._messages = self._messages, []
-        return messages
-
-    def stop(self) -> None:
-        self._stop = True
-
-
-class Courier:
-    """A thread beside the loop that carries messages to the mailbox, so that the loop never waits for the network."""
-
-    def __init__(self, mailbox: Any, stop: threading.Event) -> None:
-        self._mailbox, self._stop = mailbox, stop
-        self._waiting: list[Message] = []
-        self._lock = threading.Lock()
-        self._wake = threading.Event()
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
-        self._thread.start()
-
-    def send(self, message: Message) -> None:
-        with self._lock:
-            self._waiting.append(message)
-        self._wake.set()
-
-    def close(self) -> None:
-        """Deliver what is waiting, then end."""
-        self._closed = True
-        self._wake.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._closed:
-            self._wake.wait(PULSE_SECONDS)
-            self._wake.clear()
-            self._deliver()
-        self._deliver()
-
-    def _deliver(self) -> None:
-        with self._lock:
-            messages, self._waiting = self._waiting, []
-        import ray
-
-        if ray.get(self._mailbox.push.remote(messages)):
-            self._stop.set()
 
 
 class TrainRuntime:
@@ -175,43 +98,6 @@ class TrainRuntime:
         return True
 
 
-class RecordedData:
-    """Data that writes the ids of every batch it hands out to a file: what this rank really received."""
-
-    def __init__(self, data: Data, path: Path) -> None:
-        self._data, self._path = data, path
-
-    @property
-    def info(self) -> DataInfo:
-        return self._data.info
-
-    @property
-    def steps(self) -> int:
-        return self._data.steps
-
-    def train(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        for step, batch in enumerate(self._data.train(epoch, first_step), first_step):
-            self._record({"epoch": epoch, "step": step}, batch.samples)
-            yield batch
-
-    def validation(self) -> Iterator[Batch]:
-        for batch in self._data.validation():
-            self._record({"validation": True}, batch.samples)
-            yield batch
-
-    def id_of(self, sample: int) -> str:
-        return self._data.id_of(sample)
-
-    def _record(self, place: dict[str, Any], samples: np.ndarray[Any, Any]) -> None:
-        with self._path.open("a") as file:
-            file.write(json.dumps(place | {"samples": [self.id_of(int(s)) for s in samples]}) + "\n")
-
-
-def record(data: Data, run_folder: Path, rank: int) -> Data:
-    """The data with every batch recorded under the run folder's logs."""
-    return RecordedData(data, run_folder / "logs" / f"samples-{rank}.jsonl")
-
-
 def build_data(job: Job, rank: int, world_size: int, threads: int) -> Data:
     """Open the cache on this node and make this rank's loader. Raises FileNotFoundError where the node has no cache."""
     try:
@@ -257,13 +143,6 @@ def train_worker(settings: dict[str, Any]) -> None:
         runtime.close(outcome)
 
 
-def describe(error: Exception) -> str:
-    """An error in one line, with the last place in its traceback that is not in an installed package."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
-    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{where}"
-
-
 def run_workers(job: Job, mailbox: Any, workers: int, gpu: bool, scratch: Path) -> None:
     """Run Ray Train in the driver until the workers are done (blocks). Raises what the user's code raised, or Ray's.
 
@@ -291,16 +170,6 @@ def run_workers(job: Job, mailbox: Any, workers: int, gpu: bool, scratch: Path) 
     except ray.train.WorkerGroupError as error:
         failures = error.worker_failures
         raise failures[min(failures)] from error
-
-
-def start_mailbox() -> Any:
-    """The mailbox actor, on the driver's node."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    node = ray.get_runtime_context().get_node_id()
-    pinned: Any = NodeAffinitySchedulingStrategy(node, soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=pinned)(Mailbox).remote()
 
 
 def _log_to(path: Path) -> None:

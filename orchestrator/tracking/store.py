@@ -194,7 +194,7 @@ class _Load:
         try:
             for monitor in self._monitors:
                 monitor.collect_metrics()
-        except Exception:
+        except Exception:  # a device that went away: the load is worth no more tries, and no warning
             self._monitors = []
         if now - self._written < min((now - self._began) / 60, 60) and not at_once:
             return None

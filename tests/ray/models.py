@@ -18,45 +18,43 @@ class OwnError(Exception):
         super().__init__(f"{first} {second}")
 
 
-class Raises(nn.Module):
+class Counting(nn.Module):
+    """Counts its training steps; `after` is what becomes of the logits."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.body = conv(num_classes)
+        self.steps = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        trains = self.training and images.device.type != "meta"
+        self.steps += trains
+        return self.after(self.body(images), trains)
+
+    def after(self, logits: Tensor, trains: bool) -> Tensor:
+        return logits
+
+
+class Raises(Counting):
     """Goes wrong in its second training step, with a mistake of the user's own."""
 
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.body = conv(num_classes)
-        self.steps = 0
-
-    def forward(self, images: Tensor) -> Tensor:
-        self.steps += self.training and images.device.type != "meta"
+    def after(self, logits: Tensor, trains: bool) -> Tensor:
         if self.steps == 2:
             raise OwnError(*MESSAGE.split(" ", 1))
-        logits: Tensor = self.body(images)
         return logits
 
 
-class Slow(nn.Module):
+class Slow(Counting):
     """Takes a twentieth of a second per training step."""
 
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.body = conv(num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        if self.training and images.device.type != "meta":
+    def after(self, logits: Tensor, trains: bool) -> Tensor:
+        if trains:
             time.sleep(0.05)
-        logits: Tensor = self.body(images)
         return logits
 
 
-class Explodes(nn.Module):
+class Explodes(Counting):
     """Gives NaN from its third training step on."""
 
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.body = conv(num_classes)
-        self.steps = 0
-
-    def forward(self, images: Tensor) -> Tensor:
-        self.steps += self.training and images.device.type != "meta"
-        logits: Tensor = self.body(images)
+    def after(self, logits: Tensor, trains: bool) -> Tensor:
         return logits * float("nan") if self.steps >= 3 else logits

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.train import RunError, train
+from orchestrator.errors import RunError
+from orchestrator.train import train
 from tests.colours import TRAIN, ids
 from tests.ray import models
 from tests.ray.conftest import MakeConfig

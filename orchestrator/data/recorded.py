@@ -1,0 +1,49 @@
+"""A record of what a rank really received."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainables.contracts import Batch, Data, DataInfo
+
+
+class RecordedData:
+    """Data that writes the ids of every batch it hands out to a file: what this rank really received."""
+
+    def __init__(self, data: Data, path: Path) -> None:
+        self._data, self._path = data, path
+
+    @property
+    def info(self) -> DataInfo:
+        return self._data.info
+
+    @property
+    def steps(self) -> int:
+        return self._data.steps
+
+    def train(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        for step, batch in enumerate(self._data.train(epoch, first_step), first_step):
+            self._record({"epoch": epoch, "step": step}, batch.samples)
+            yield batch
+
+    def validation(self) -> Iterator[Batch]:
+        for batch in self._data.validation():
+            self._record({"validation": True}, batch.samples)
+            yield batch
+
+    def id_of(self, sample: int) -> str:
+        return self._data.id_of(sample)
+
+    def _record(self, place: dict[str, Any], samples: np.ndarray[Any, Any]) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps(place | {"samples": [self.id_of(int(s)) for s in samples]}) + "\n")
+
+
+def record(data: Data, run_folder: Path, rank: int) -> Data:
+    """The data with every batch recorded under the run folder's logs."""
+    return RecordedData(data, run_folder / "logs" / f"samples-{rank}.jsonl")

@@ -1,0 +1,230 @@
+"""One run in the driver, from a checked config to its summary."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from orchestrator import launch, report
+from orchestrator.config import ConfigError
+from orchestrator.console import Screen
+from orchestrator.data.cache import BrokenData, Cache, build_cache, cache_folder, open_cache
+from orchestrator.data.loader import Loader, View
+from orchestrator.environment import environment
+from orchestrator.errors import RunError, describe
+from orchestrator.launch import Placement
+from orchestrator.preflight import Checked
+from orchestrator.recorder import Recorder
+from orchestrator.stop import Stop
+from orchestrator.storage import RunFolder, Saved
+from orchestrator.supervisor import supervise
+from orchestrator.tracking import Dataset, Tracker, resolve_tracking_uri
+from orchestrator.worker import Job
+from trainables.loop import choose_precision
+from trainables.optim import choose
+from trainables.recipe import Recipe
+
+STATUS = {"epochs": "finished", "interruption": "interrupted"}
+"""Status by what ended the loop; anything else (patience) stopped it early."""
+TRACKED_STATUS = {"failed": "FAILED", "interrupted": "KILLED"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to: its folder and the content of its summary.json."""
+
+    folder: Path
+    summary: dict[str, Any]
+
+    @property
+    def interrupted(self) -> bool:
+        return bool(self.summary["status"] == "interrupted")
+
+
+class Run:
+    """One run: what it needs is made step by step, what it leaves behind is written also where it fails."""
+
+    def __init__(
+        self,
+        checked: Checked,
+        placement: Placement,
+        screen: Screen,
+        stop: Stop,
+        verbose: bool,
+        started: float,
+        saved: Saved | None,
+    ) -> None:
+        self.checked, self.placement, self.screen, self.stop = checked, placement, screen, stop
+        self.verbose, self.started, self.saved = verbose, started, saved
+        self.cache_reused = True
+
+    def execute(self) -> Result:
+        if self.saved:
+            self.saved.refuse_other_data(self.checked.manifest.fingerprint)
+        cache = self._cache()
+        self.stop.raise_if_asked()
+        view = self._view()
+        loader = Loader(cache, view)
+        folder = self._folder(cache)
+        recorder = self._recorder(folder, loader, cache)
+        self._show_decisions(cache, loader, folder)
+        job = Job(
+            recipe=self.checked.config.model_dump(include=set(Recipe.model_fields)),
+            view=view,
+            cache=cache.folder,
+            run_folder=folder.path,
+            restore=self.saved.checkpoint if self.saved else None,
+            record_samples=self.checked.config.record_samples,
+        )
+        self.screen.waiting("preparing the model" if self.placement.in_process else "starting the workers")
+        try:
+            because = supervise(job, self.placement, loader, recorder.handle, self.stop)
+        except Exception as error:
+            (folder.logs / "driver.log").write_text(traceback.format_exc())
+            self._finish(recorder, loader, "failed", "")
+            raise RunError(_explain(error, folder)) from error
+        status = STATUS.get(because, "stopped")
+        return self._finish(recorder, loader, status, self.stop.reason if status == "interrupted" else because)
+
+    def _cache(self) -> Cache:
+        """The ready cache, else one built now; where Ray is not needed otherwise, it runs for the building only."""
+        config, imgsz = self.checked.config, self.checked.imgsz
+        folder = cache_folder(self.checked.cache_dir, self.checked.manifest, imgsz)
+        if (ready := open_cache(folder)) is not None:
+            return ready
+        self.cache_reused = False
+        connected = False
+        if self.placement.in_process:
+            self.screen.waiting("starting Ray to build the cache")
+            connected = launch.connect(None, self.verbose)
+            self.stop.install()
+
+        def on_progress(done: int, total: int) -> None:
+            self.stop.raise_if_asked()
+            self.screen.building(done, total)
+
+        try:
+            return build_cache(folder, self.checked.manifest, imgsz, config.max_bad_fraction, on_progress)
+        except BrokenData as error:
+            raise ConfigError(f"data = {config.data}: {error}") from error
+        except OSError as error:
+            raise ConfigError(f"cache_dir: the cache cannot be written to {folder}: {error}") from error
+        finally:
+            if connected:
+                launch.disconnect()
+
+    def _view(self) -> View:
+        config, manifest = self.checked.config, self.checked.manifest
+        return View(
+            name=manifest.name,
+            fingerprint=manifest.fingerprint,
+            classes=manifest.classes,
+            imgsz=self.checked.imgsz,
+            batch=config.batch,
+            seed=config.seed,
+            scale=config.scale,
+            fliplr=config.fliplr,
+            val_fraction=config.val_fraction,
+        )
+
+    def _folder(self, cache: Cache) -> RunFolder:
+        if self.saved:
+            return self.saved.take_up()
+        config = self.checked.config
+        experiment = config.tracking.experiment or self.checked.manifest.name
+        model = config.model.replace(":", ".").replace("/", ".")
+        name = config.name or f"{model}-{time.strftime('%Y%m%d-%H%M%S')}"
+        folder = RunFolder.create(self.checked.storage, experiment, name)
+        folder.write_config(config.model_copy(update={"name": folder.name}))
+        folder.write_csv("data_issues.csv", ("id", "reason"), [(i.id, i.reason) for i in cache.issues])
+        folder.write_json("environment.json", environment())
+        return folder
+
+    def _recorder(self, folder: RunFolder, loader: Loader, cache: Cache) -> Recorder:
+        config, manifest = self.checked.config, self.checked.manifest
+        uri, notice = resolve_tracking_uri(config.tracking.uri, config.storage)
+        if notice:
+            self.screen.note(notice)
+        tracker = Tracker(
+            uri,
+            experiment=folder.path.parent.name,
+            run_name=folder.name,
+            run_folder=str(folder.path),
+            params=config.model_dump(mode="json"),
+            tags={"task": config.task, "model": config.model},
+            dataset=Dataset(manifest.name, manifest.fingerprint, config.data),
+            on_warning=self.screen.warn,
+            run_id=self.saved.run_id if self.saved else None,
+        )
+        tier = {
+            "tier": "disk",
+            "bytes": cache.bytes,
+            "build_seconds": cache.build_seconds,
+            "reused": self.cache_reused,
+        }
+        rows = self.saved.rows if self.saved else []
+        return Recorder(
+            self.checked, self.placement, loader.info, tier, folder, self.screen, tracker, self.started, rows
+        )
+
+    def _show_decisions(self, cache: Cache, loader: Loader, folder: RunFolder) -> None:
+        config, info, workers = self.checked.config, loader.info, self.placement.workers
+        choice = choose(config, config.total_epochs * loader.steps)
+        precision = choose_precision(config, torch.device("cuda" if self.placement.gpu else "cpu"))
+        skipped = f", {info.skipped} left out (data_issues.csv)" if info.skipped else ""
+        shares = f" = {workers} x {-(-config.batch // workers)}" if workers > 1 else ""
+        found = "found" if self.cache_reused else "built"
+        decisions = {
+            "data": f"{info.name}: {info.train:,} training and {info.val:,} validation images, {len(info.classes)} "
+            f"classes{skipped} (format {self.checked.manifest.format}: {self.checked.manifest.reason})",
+            "cache": f"{found} on disk, {cache.bytes / 1e6:.1f} MB, {cache.folder}",
+            "model": f"{config.model}, {self.checked.parameters:,} parameters, imgsz {info.imgsz}",
+            "weights": str(self.checked.pretrained or "from scratch"),
+            "devices": str(self.placement),
+            "batch": f"{config.batch}{shares}",
+            "precision": str(precision).removeprefix("torch."),
+            "optimizer": f"{choice.name}, lr {choice.lr:g}, momentum {choice.momentum:g} (by {choice.chosen_by})",
+            "epochs": f"{config.total_epochs} of {loader.steps:,} steps; the best by {self.checked.metric}",
+            "run": str(folder.path),
+        }
+        if self.saved:
+            decisions["resumed"] = self.saved.describe()
+        self.screen.decided(decisions)
+
+    def _finish(self, recorder: Recorder, loader: Loader, status: str, because: str) -> Result:
+        """Write what a run leaves behind, also a failed one."""
+        folder, tracker = recorder.folder, recorder.tracker
+        self.screen.waiting("writing plots and summary")
+        if recorder.rows:
+            self._plot(recorder, loader)
+        recorder.write_summary(status, because)
+        tracker.log_artifacts(folder.path)
+        tracker.finish(TRACKED_STATUS.get(status, "FINISHED"))
+        summary = recorder.write_summary(status, because)
+        if status != "failed":
+            self.screen.finished(summary, str(folder.path), tracker.open_command)
+        if status == "interrupted":
+            self.screen.note(f"\nTo continue it:\norchestrator resume {folder.path}")
+        return Result(folder.path, summary)
+
+    def _plot(self, recorder: Recorder, loader: Loader) -> None:
+        folder, classes, details = recorder.folder, loader.info.classes, recorder.details
+        report.plot_results(folder.results, folder.plots / "results.png", self.checked.metric, self.checked.mode)
+        if details:
+            report.plot_confusion(details["confusion"], classes, folder.plots / "confusion_matrix.png")
+            counts = [sum(row) for row in details["confusion"]]
+            rows = [(name, n, details["class_accuracy"][name]) for name, n in zip(classes, counts, strict=True)]
+            folder.write_csv("per_class.csv", ("class", "samples", "accuracy"), rows)
+        batch = loader.first_batch()
+        images = batch.images.permute(0, 2, 3, 1).numpy()
+        report.plot_batch(images, [classes[label] for label in batch.labels.tolist()], folder.plots / "train_batch.png")
+
+
+def _explain(error: Exception, folder: RunFolder) -> str:
+    """One message for a failed run: the error and its place, where to read more."""
+    return f"the run failed: {describe(error)}\nmore in {folder.logs}; the run: {folder.path}"
