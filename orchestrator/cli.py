@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 the run failed; 2 the user's input is wrong; 130 interrupt
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +20,7 @@ from orchestrator.errors import RunError
 from orchestrator.launch import connect_early
 from orchestrator.reading import read_source, validate
 from orchestrator.schema import json_schema, schema_keys, schema_markdown
+from orchestrator.stop import Impatience
 
 if TYPE_CHECKING:
     from orchestrator.run import Result
@@ -97,6 +99,9 @@ def _run(command: Callable[[], Result], verbose: bool) -> None:
     sys.path.insert(0, "")  # models of the user's own lie in the current folder
     try:
         result = command()
+    except Impatience:
+        typer.echo("orchestrator: interrupted", err=True)
+        os._exit(130)  # without the clean-up of Ray and other threads, which may wait for a step
     except RunError as error:
         if verbose:
             raise

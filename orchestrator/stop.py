@@ -10,6 +10,10 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 
+class Impatience(KeyboardInterrupt):
+    """A second request to stop: leave at once, whatever is under way."""
+
+
 @dataclass(frozen=True)
 class Stop:
     """The request, and the signals that made it."""
@@ -21,6 +25,11 @@ class Stop:
     def reason(self) -> str:
         """What summary.json says: a user at the keyboard, or the machine that wants its place back."""
         return "interruption" if signal.SIGTERM in self.signals else "user"
+
+    @property
+    def urgent(self) -> bool:
+        """Whether the request was made twice."""
+        return len(self.signals) > 1
 
     def install(self) -> None:
         """Take the signals (again: `ray.init` replaces handlers). A second one ends the run at once.
@@ -37,9 +46,9 @@ class Stop:
             raise KeyboardInterrupt
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.event.is_set():
-            raise KeyboardInterrupt
         self.signals.append(number)
+        if self.urgent:
+            raise Impatience
         self.event.set()
 
 

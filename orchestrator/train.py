@@ -15,7 +15,7 @@ from orchestrator.launch import Placement
 from orchestrator.preflight import Checked, preflight
 from orchestrator.reading import Source, read_source, validate
 from orchestrator.run import Result, Run
-from orchestrator.stop import interruptible
+from orchestrator.stop import Impatience, interruptible
 from orchestrator.storage import RunFolder, Saved
 
 
@@ -71,6 +71,12 @@ def train_source(
                 stop.install()
                 placement = placement or _place(source, checked.config, address)
             return Run(checked, placement, screen, stop, verbose, started, saved).execute()
+        except KeyboardInterrupt as error:
+            if not stop.urgent:
+                raise
+            # Ray ends with this process: shut down under a thread that waits in it, it would abort the process
+            connected, early = False, None
+            raise Impatience from error  # out of a call into Ray it comes as a plain KeyboardInterrupt
         finally:
             if early:
                 wait([early])  # where a check failed it may still be starting
