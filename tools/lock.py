@@ -9,6 +9,7 @@ pip resolves for the interpreter and the platform that run this script, and take
 import argparse
 import json
 import platform
+import re
 import subprocess
 import tempfile
 import venv
@@ -27,12 +28,14 @@ HEADER = """\
 """
 
 
-def resolve(*options: str) -> list[dict[str, Any]]:
-    """What pip would install into an empty environment, as in its installation report."""
+def resolve(pins: list[str]) -> list[dict[str, Any]]:
+    """What pip would install into an empty environment under these pins, as in its installation report."""
     with tempfile.TemporaryDirectory() as folder:
         venv.create(folder, with_pip=True)
+        constraints = Path(folder) / "pins.txt"  # without hashes, which pip would ask of the project itself too
+        constraints.write_text("\n".join(pins))
         pip = [f"{folder}/bin/python", "-m", "pip", "install", "--dry-run", "--ignore-installed"]
-        pip += ["--quiet", "--report=-", "--only-binary=:all:", *options, ".[dev]"]
+        pip += ["--quiet", "--report=-", "--only-binary=:all:", f"--constraint={constraints}", ".[dev]"]
         report = json.loads(subprocess.run(pip, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout)
     return [item for item in report["install"] if "archive_info" in item["download_info"]]
 
@@ -49,8 +52,8 @@ def main() -> None:
     parser.add_argument("--upgrade", action="store_true", help="take the newest versions that fit")
     keep = LOCK.exists() and not parser.parse_args().upgrade
 
-    constraints = ["--constraint", str(LOCK)] if keep else []
-    pins = sorted(map(pin, resolve(*constraints)), key=lambda entry: entry.partition("==")[0])
+    kept = re.findall(r"^\S+==\S+", LOCK.read_text(), re.M) if keep else []
+    pins = sorted(map(pin, resolve(kept)), key=lambda entry: entry.partition("==")[0])
     major, minor, _ = platform.python_version_tuple()
     interpreter = f"{platform.python_implementation()} {major}.{minor}"
     header = HEADER.format(interpreter=interpreter, system=f"{platform.system()} {platform.machine()}")
