@@ -4,12 +4,12 @@ import os
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from orchestrator.data import detect, get_format
+from orchestrator.data import get_format
+from orchestrator.data.files import Files
 from orchestrator.data.imagefolder import read
-from orchestrator.data.manifest import read_manifest, split_positions
+from orchestrator.data.manifest import read_manifest
 from tests.pictures import write_image, write_images
 from trainables.contracts import Sample
 
@@ -82,6 +82,13 @@ def test_links_are_followed_and_links_to_nowhere_are_left_to_the_reader(tmp_path
     assert set(found(root)) == {"cat/0.png", "cat/linked.png", "dog/0.png", "dog/broken.png", "dog/linked/0.png"}
 
 
+def test_links_back_to_a_folder_above_are_not_entered(tmp_path: Path) -> None:
+    write_images(tmp_path, {"cat": 1, "dog/deep": 1})
+    (tmp_path / "cat" / "again").symlink_to(tmp_path / "cat")
+    (tmp_path / "dog" / "deep" / "root").symlink_to(tmp_path)
+    assert found(tmp_path) == {"cat/0.png": ("train", 0), "dog/deep/0.png": ("train", 1)}
+
+
 def test_stamps_change_with_the_bytes(tmp_path: Path) -> None:
     write_images(tmp_path, {"cat": 1, "dog": 1})
     before = {sample.id: sample.stamp for sample in samples(tmp_path)}
@@ -101,48 +108,7 @@ def test_a_real_data_set(test_data: Path) -> None:
         assert sample.id.split("/")[1:3] == ["Fruit", source.classes[sample.label]]
     manifest = read_manifest(str(test_data / "grocery_fruit" / "dataset"))
     assert len(manifest.table) == 962 + 111
-    assert get_format("imagefolder").load(manifest.table["image"][0].as_py()).shape[2] == 3
-
-
-# ------------------------------------------------------------------------------- a validation split of our own
-
-
-def cut(root: Path, seed: int = 0, fraction: float = 0.2) -> tuple[set[str], set[str]]:
-    table = read_manifest(str(root)).table
-    ids = table["id"].to_pylist()
-    train, val = split_positions(
-        table["split"].to_pylist(), table["key"].to_numpy(), table["label"].to_numpy(), fraction, seed
-    )
-    assert sorted([*train, *val]) == list(range(len(ids)))
-    return {ids[i] for i in train}, {ids[i] for i in val}
-
-
-def test_without_validation_images_a_stratified_part_is_held_back(tmp_path: Path) -> None:
-    write_images(tmp_path, {"train/cat": 40, "train/dog": 10, "train/rare": 2})
-    train, val = cut(tmp_path)
-    assert Counter(name.split("/")[1] for name in val) == {"cat": 8, "dog": 2, "rare": 1}
-    assert Counter(name.split("/")[1] for name in train) == {"cat": 32, "dog": 8, "rare": 1}
-
-
-def test_the_held_back_part_goes_by_the_seed_and_survives_new_images(tmp_path: Path) -> None:
-    write_images(tmp_path, {"cat": 20, "dog": 20})
-    _, before = cut(tmp_path)
-    assert cut(tmp_path)[1] == before
-    assert cut(tmp_path, seed=1)[1] != before
-    assert cut(tmp_path, fraction=0.1)[1] < before
-    write_image(tmp_path / "cat" / "new.png")
-    assert len(cut(tmp_path)[1] ^ before) <= 1
-
-
-def test_given_validation_images_are_taken_as_they_are(tmp_path: Path) -> None:
-    write_images(tmp_path, {"train/a": 4, "train/b": 4, "val/a": 1})
-    assert cut(tmp_path)[1] == {"val/a/0.png"}
-
-
-def test_splits_of_nothing_are_empty() -> None:
-    none = np.empty(0, np.int64)
-    train, val = split_positions([], none.astype(np.uint64), none, 0.2, 0)
-    assert (len(train), len(val)) == (0, 0)
+    assert get_format("imagefolder").load(manifest.table["image"][0].as_py())[:2] == b"\xff\xd8"
 
 
 # ----------------------------------------------------------------------------------------- what is refused
@@ -156,7 +122,6 @@ def test_splits_of_nothing_are_empty() -> None:
         ({"train/cat": 0, "train/dog": 0}, "{root}/train has no images"),
         ({"train/cat": 2, "train/dog": 0, "train/owl": 0}, "class folders without images in {root}/train: dog, owl;"),
         ({"train/cat": 2, "train/dog": 0, "val/dog": 1}, "class folders without images in {root}/train: dog;"),
-        ({"train/cat": 2}, "{root} has one class only (cat): a classifier needs two or more class folders"),
         (
             {"train/cat": 1, "train/dog": 1, "val/cow": 1},
             "{root}/val has class folders that the training images lack: cow; the classes are cat, dog",
@@ -169,16 +134,18 @@ def test_splits_of_nothing_are_empty() -> None:
 def test_a_useless_folder_is_refused_with_what_to_do(tmp_path: Path, counts: dict[str, int], message: str) -> None:
     write_images(tmp_path, counts)
     with pytest.raises(ValueError) as caught:  # noqa: PT011 (the message is compared below)
-        read_manifest(str(tmp_path))
+        read_manifest(str(tmp_path), "imagefolder")
     assert message.format(root=tmp_path) in str(caught.value)
 
 
 def test_a_missing_folder_and_a_file_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"there is no folder {tmp_path}/absent"):
-        read_manifest(str(tmp_path / "absent"))
+    with pytest.raises(
+        ValueError, match=f"{tmp_path}/absent is not a folder: ImageFolder is a folder of class folders"
+    ):
+        read(str(tmp_path / "absent"))
     (tmp_path / "images.zip").write_text("")
-    with pytest.raises(ValueError, match=r"images\.zip is a file; name the folder"):
-        read_manifest(str(tmp_path / "images.zip"))
+    with pytest.raises(ValueError, match=r"images\.zip is not a folder"):
+        read(str(tmp_path / "images.zip"))
 
 
 def test_an_unknown_format_answers_with_the_nearest(tmp_path: Path) -> None:
@@ -186,6 +153,22 @@ def test_an_unknown_format_answers_with_the_nearest(tmp_path: Path) -> None:
         read_manifest(str(tmp_path), "imagefolders")
 
 
-def test_folders_are_detected_and_the_bundled_set_is_known(tmp_path: Path) -> None:
-    assert detect(str(tmp_path)) == ("imagefolder", "a folder of class folders")
-    assert detect("digits") == ("digits", "the bundled data set")
+@pytest.mark.parametrize(
+    ("counts", "reason"),
+    [
+        ({"train/Fruit/Fresh/apple": 1, "train/Fruit/Fresh/pear": 1}, "a folder of class folders"),
+        ({"empty": 0, "cat": 1}, "a folder of class folders"),
+        ({"": 3}, None),
+        ({"cat": 0, "dog": 0}, None),
+    ],
+)
+def test_a_folder_is_detected_by_images_in_its_subfolders(
+    tmp_path: Path, counts: dict[str, int], reason: str | None
+) -> None:
+    assert get_format("imagefolder").detect(Files(str(write_images(tmp_path, counts)))) == reason
+
+
+def test_detection_enters_a_link_to_a_folder_above_at_most_a_few_times(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "again").symlink_to(tmp_path)
+    assert get_format("imagefolder").detect(Files(str(tmp_path))) is None
