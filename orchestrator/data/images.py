@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -93,6 +95,14 @@ def open_image(data: bytes, needed: int | None = None, fit: Fit = "short") -> Pi
     return Picture(upright(pixels, header.orientation), height, width, header.orientation)
 
 
+def stored_size(data: bytes) -> tuple[int, int]:
+    """(height, width) of an image file's pixels as they are stored. Raises ValueError for what is no image."""
+    if (header := read_header(data)) is not None:
+        return header.height, header.width
+    with _opened_by_pillow(data) as image:
+        return image.height, image.width
+
+
 def upright(pixels: Image, orientation: int) -> Image:
     """Undo an EXIF orientation, of pixels or of a mask."""
     transposed, flip_x, flip_y = TURNS[orientation]
@@ -167,17 +177,24 @@ def _decode_png(data: bytes) -> Image:
 
 def _decode_by_pillow(data: bytes) -> tuple[Image, int]:
     """Upright RGB pixels and the orientation that the file has."""
+    with _opened_by_pillow(data) as image:
+        if image.format == "TIFF":  # turned by Pillow while it loads
+            return _rgb(image), orientation_of(data)
+        pixels = _rgb(image)
+        orientation = orientation_of(image.info.get("exif", b"").removeprefix(b"Exif\0\0"))
+        return upright(pixels, orientation), orientation
+
+
+@contextmanager
+def _opened_by_pillow(data: bytes) -> Iterator[Any]:
+    """The image before its pixels are read. Every failure inside becomes a ValueError."""
     import PIL.Image
 
     PIL.Image.MAX_IMAGE_PIXELS = MAX_PIXELS
     try:
         with PIL.Image.open(io.BytesIO(data), formats=_PILLOW_KINDS) as image:
             refuse_size(image.height, image.width)
-            if image.format == "TIFF":  # turned by Pillow while it loads
-                return _rgb(image), orientation_of(data)
-            pixels = _rgb(image)
-            orientation = orientation_of(image.info.get("exif", b"").removeprefix(b"Exif\0\0"))
-            return upright(pixels, orientation), orientation
+            yield image
     except PIL.UnidentifiedImageError as error:
         raise ValueError(_NO_IMAGE) from error
     except ValueError:
