@@ -10,9 +10,13 @@ import yaml
 from pydantic import Field, field_validator
 
 from trainables.recipe import Bool, Float, Int, Recipe, Settings, Text, Unavailable
+from trainables.registry import did_you_mean
 
 FORMAT_VERSION = 1
 """Of config.yaml in a run folder."""
+
+FORMATS = ("auto", "digits", "yolo", "coco", "voc", "parquet", "imagefolder")
+"""Values of `format`, beside readers of the user's own."""
 
 
 class ConfigError(ValueError):
@@ -76,19 +80,24 @@ class Tracking(Settings):
 class Config(Recipe):
     """Everything that one run needs. Frozen; unknown keys are refused."""
 
-    unavailable: ClassVar[dict[str, Unavailable]] = Recipe.unavailable | {
-        "format": lambda v: v in ("coco", "yolo", "voc", "parquet"),
-        "fraction": lambda v: v != 1,
-        "cache": lambda v: v not in ("auto", "disk"),
-    }
-
     data: Text = Field(
-        min_length=1, description="Folder of the data set, or digits: 1,797 handwritten digits that need no download."
+        min_length=1,
+        description="Folder or file of the data set, also s3:// and gs://, or digits: 1,797 handwritten digits that "
+        "need no download.",
     )
-    format: Literal["auto", "digits", "imagefolder", "coco", "yolo", "voc", "parquet"] = Field(
-        "auto", description="How the data set is laid out; auto detects it and says so."
+    format: Text = Field(
+        "auto",
+        description="How the data set is laid out: digits, yolo, coco, voc, parquet, imagefolder, or "
+        "package.module:function, a reader of your own; auto detects it and says so.",
     )
-    fraction: Float = Field(1.0, gt=0, le=1, description="Share of the training set that is used.")
+    exif_labels: Literal["auto", "stored", "upright"] = Field(
+        "auto",
+        description="What the boxes and masks of photos with an EXIF orientation were drawn on: the pixels as they are "
+        "stored, or the upright picture; auto: as the declared size tells, else stored.",
+    )
+    fraction: Float = Field(
+        1.0, gt=0, le=1, description="Share of the training set that is used, of each class alike; 0.1 lies within 0.2."
+    )
     val_fraction: Float = Field(
         0.2, gt=0, lt=1, description="Share of each class that is split off where there is no validation set."
     )
@@ -96,10 +105,16 @@ class Config(Recipe):
         0.01, ge=0, le=1, description="Share of the images that may be unreadable; they are left out and listed."
     )
     cache: Literal["auto", "ram", "disk"] | Bool = Field(
-        "auto", description="Where decoded images are kept; auto: on disk, mapped and shared by all processes."
+        "auto",
+        description="Where decoded images are kept, once per machine: disk, ram (also true), or nowhere (false: "
+        "decoded again in every epoch); auto: the first of these that has room.",
     )
     cache_dir: Text | None = Field(
         None, description="Folder of the cache; null: ORCHESTRATOR_CACHE, else the user's cache folder."
+    )
+    cache_quota: Int | Text | None = Field(
+        None,
+        description="Most that the folder of the cache may take, as 50GB; the caches not used for longest are removed.",
     )
     storage: Text = Field("runs", min_length=1, description="Folder that run folders and the local MLflow store go to.")
     name: Text | None = Field(
@@ -109,10 +124,31 @@ class Config(Recipe):
         description="Name of the run; null: model, date and time. A taken name gets a number.",
     )
     record_samples: Bool = Field(
-        False, description="Each worker writes the ids of the samples that it received to logs/samples-RANK.jsonl."
+        False,
+        description="Each worker writes the ids and pixel hashes of what it received to logs/samples-RANK.jsonl.",
     )
     scaling: Scaling = Field(Scaling(), description="Where the training runs.")
     tracking: Tracking = Field(Tracking(), description="Where the numbers go.")
+
+    @field_validator("format")
+    @classmethod
+    def _format(cls, value: str) -> str:
+        if value not in FORMATS and ":" not in value:
+            raise ValueError(f"unknown format {value!r}: {did_you_mean(value, FORMATS)}")
+        return value
+
+    @field_validator("cache_quota")
+    @classmethod
+    def _cache_quota(cls, value: int | str | None) -> int | str | None:
+        if value is not None and parse_bytes(value) <= 0:
+            raise ValueError("must be a number of bytes, or a text like 500MB, 50GB or 1TB")
+        return value
+
+
+def parse_bytes(value: int | str) -> int:
+    """Bytes of 1000, "50GB" or "1.5 TB" (decimal units); 0 where it cannot be read."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", str(value).strip(), re.I)
+    return int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " ")) if match else 0
 
 
 def yaml_text(value: Any) -> str:

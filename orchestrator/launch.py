@@ -64,6 +64,16 @@ def cpu_count() -> int:
         return allowed
 
 
+def all_cpus() -> int:
+    """CPUs of the cluster that this process is connected to, else of this machine."""
+    if "ray" in sys.modules:
+        import ray
+
+        if ray.is_initialized():
+            return int(ray.cluster_resources().get("CPU", 1))
+    return cpu_count()
+
+
 def named_cluster(config: Config) -> str | None:
     """The address of the cluster that the config or the environment names."""
     return config.scaling.address or os.environ.get("RAY_ADDRESS") or None

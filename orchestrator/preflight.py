@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.config import Config, Problem
+from orchestrator.data.files import is_remote
 from orchestrator.data.manifest import Manifest, read_manifest
+from orchestrator.data.selection import Selection, select
 from orchestrator.errors import describe
 from orchestrator.storage import check_storage
 from trainables.contracts import Mode
 from trainables.models import Loaded, check_classifier, default_imgsz
+from trainables.order import batch_sizes
 from trainables.recipe import Recipe
 from trainables.tasks import build_task
 
@@ -23,8 +25,10 @@ class Checked:
     config: Config
     """With imgsz filled in and paths made absolute."""
     manifest: Manifest
+    used: Manifest
+    """The part of it that `fraction` leaves."""
+    selection: Selection
     storage: Path
-    cache_dir: Path
     metric: str
     mode: Mode
     parameters: int
@@ -39,10 +43,12 @@ class Checked:
 def preflight(config: Config) -> tuple[Checked | None, list[Problem]]:
     """Check data, model, metric and storage. Every problem is returned; the result is None where there is one."""
     problems: list[Problem] = []
-    manifest = storage = model = task = None
+    manifest = chosen = storage = model = task = None
     imgsz = config.imgsz or default_imgsz(config.model)
     try:
         manifest = read_manifest(config.data, config.format)
+        chosen = select(manifest, config.val_fraction, config.fraction, config.seed)
+        check_labels(manifest, chosen[0], config.task)
     except (ValueError, OSError) as error:
         problems.append(Problem("data", f"data = {config.data}: {error}"))
     try:
@@ -50,7 +56,8 @@ def preflight(config: Config) -> tuple[Checked | None, list[Problem]]:
     except ValueError as error:
         problems.append(Problem("metric", str(error)))
     try:
-        model = check_classifier(config, len(manifest.classes) if manifest else 2, imgsz)
+        for size in batch_sizes(imgsz, config.multi_scale):
+            model = check_classifier(config, len(manifest.classes) if manifest else 2, size)
     except ValueError as error:
         problems.append(Problem(_key_of(error, config), str(error)))
     except Exception as error:
@@ -61,19 +68,23 @@ def preflight(config: Config) -> tuple[Checked | None, list[Problem]]:
         storage = check_storage(config.storage)
     except ValueError as error:
         problems.append(Problem("storage", str(error)))
-    if manifest is None or storage is None or model is None or task is None:
+    if manifest is None or chosen is None or storage is None or model is None or task is None:
         return None, problems
     resolved = config.model_copy(update=_absolute(config) | {"imgsz": imgsz, "storage": str(storage)})
-    cache_dir = cache_root(config)
-    return Checked(resolved, manifest, storage, cache_dir, task.primary, task.mode, *model), problems
+    selection, used = chosen
+    return Checked(resolved, manifest, used, selection, storage, task.primary, task.mode, *model), problems
 
 
-def cache_root(config: Config) -> Path:
-    """The folder of all caches: cache_dir, else ORCHESTRATOR_CACHE, else the user's cache folder."""
-    if config.cache_dir or os.environ.get("ORCHESTRATOR_CACHE"):
-        return Path(config.cache_dir or os.environ["ORCHESTRATOR_CACHE"]).expanduser().absolute()
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser().absolute() / "orchestrator"
+def check_labels(manifest: Manifest, selection: Selection, task: str) -> None:
+    """Raises ValueError where a data set lacks what the task learns from."""
+    if not len(selection.train):
+        raise ValueError("there are no training images")
+    if task == "classify" and manifest.has_objects and manifest.table["label"].to_pylist().count(-1):
+        raise ValueError("the images have boxes but no class of their own: this is data for task: detect")
+    if task == "classify" and len(manifest.classes) < 2:
+        raise ValueError(f"there is one class only ({manifest.classes[0]}): a classifier needs two or more")
+    if not len(selection.val):
+        raise ValueError("no validation images can be held back, one image per class: add a second one or a val folder")
 
 
 def _key_of(error: ValueError, recipe: Recipe) -> str:
@@ -87,7 +98,7 @@ def _key_of(error: ValueError, recipe: Recipe) -> str:
 def _absolute(config: Config) -> dict[str, str]:
     """Paths as they hold from any folder, so that the stored config works from everywhere."""
     paths: dict[str, str] = {}
-    if Path(config.data).expanduser().exists() and config.data != "digits":
+    if config.data != "digits" and not is_remote(config.data) and Path(config.data).expanduser().exists():
         paths["data"] = str(Path(config.data).expanduser().absolute())
     if isinstance(config.pretrained, str):
         paths["pretrained"] = str(Path(config.pretrained).expanduser().absolute())

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from orchestrator import launch, report
-from orchestrator.config import ConfigError
+from orchestrator.caching import Caching
 from orchestrator.console import Screen
-from orchestrator.data.cache import BrokenData, Cache, build_cache, cache_folder, open_cache
+from orchestrator.data.cache import Cache
 from orchestrator.data.loader import Loader, View
+from orchestrator.data.prepare import Prepared
 from orchestrator.environment import environment
 from orchestrator.errors import RunError, describe
 from orchestrator.launch import Placement
@@ -25,6 +26,7 @@ from orchestrator.storage import RunFolder, Saved
 from orchestrator.supervisor import supervise
 from orchestrator.tracking import Dataset, Tracker, resolve_tracking_uri
 from orchestrator.worker import Job
+from trainables.augment import FITS, Augmentation
 from trainables.loop import choose_precision
 from trainables.optim import choose
 from trainables.recipe import Recipe
@@ -61,25 +63,28 @@ class Run:
     ) -> None:
         self.checked, self.placement, self.screen, self.stop = checked, placement, screen, stop
         self.verbose, self.started, self.saved = verbose, started, saved
-        self.cache_reused = True
 
     def execute(self) -> Result:
         if self.saved:
             self.saved.refuse_other_data(self.checked.manifest.fingerprint)
-        cache = self._cache()
+        with Caching(self.checked, self.placement, self.screen, self.stop, self.verbose) as prepared:
+            return self._train(prepared)
+
+    def _train(self, prepared: Prepared) -> Result:
         self.stop.raise_if_asked()
         view = self._view()
-        loader = Loader(cache, view)
-        folder = self._folder(cache)
-        recorder = self._recorder(folder, loader, cache)
-        self._show_decisions(cache, loader, folder)
+        loader = Loader(prepared.cache, view)
+        folder = self._folder(prepared.cache)
+        recorder = self._recorder(folder, loader, prepared)
+        self._show_decisions(prepared, loader, folder)
         job = Job(
             recipe=self.checked.config.model_dump(include=set(Recipe.model_fields)),
             view=view,
-            cache=cache.folder,
+            cache=prepared.place,
             run_folder=folder.path,
             restore=self.saved.checkpoint if self.saved else None,
             record_samples=self.checked.config.record_samples,
+            cpus=launch.all_cpus(),
         )
         self.screen.waiting("preparing the model" if self.placement.in_process else "starting the workers")
         try:
@@ -91,33 +96,6 @@ class Run:
         status = STATUS.get(because, "stopped")
         return self._finish(recorder, loader, status, self.stop.reason if status == "interrupted" else because)
 
-    def _cache(self) -> Cache:
-        """The ready cache, else one built now; where Ray is not needed otherwise, it runs for the building only."""
-        config, imgsz = self.checked.config, self.checked.imgsz
-        folder = cache_folder(self.checked.cache_dir, self.checked.manifest, imgsz)
-        if (ready := open_cache(folder)) is not None:
-            return ready
-        self.cache_reused = False
-        connected = False
-        if self.placement.in_process:
-            self.screen.waiting("starting Ray to build the cache")
-            connected = launch.connect(None, self.verbose)
-            self.stop.install()
-
-        def on_progress(done: int, total: int) -> None:
-            self.stop.raise_if_asked()
-            self.screen.building(done, total)
-
-        try:
-            return build_cache(folder, self.checked.manifest, imgsz, config.max_bad_fraction, on_progress)
-        except BrokenData as error:
-            raise ConfigError(f"data = {config.data}: {error}") from error
-        except OSError as error:
-            raise ConfigError(f"cache_dir: the cache cannot be written to {folder}: {error}") from error
-        finally:
-            if connected:
-                launch.disconnect()
-
     def _view(self) -> View:
         config, manifest = self.checked.config, self.checked.manifest
         return View(
@@ -127,9 +105,11 @@ class Run:
             imgsz=self.checked.imgsz,
             batch=config.batch,
             seed=config.seed,
-            scale=config.scale,
-            fliplr=config.fliplr,
-            val_fraction=config.val_fraction,
+            train=self.checked.selection.train,
+            val=self.checked.selection.val,
+            augmentation=Augmentation(**config.model_dump(include={f.name for f in fields(Augmentation)})),
+            fit=FITS[config.task],
+            multi_scale=config.multi_scale,
         )
 
     def _folder(self, cache: Cache) -> RunFolder:
@@ -141,11 +121,12 @@ class Run:
         name = config.name or f"{model}-{time.strftime('%Y%m%d-%H%M%S')}"
         folder = RunFolder.create(self.checked.storage, experiment, name)
         folder.write_config(config.model_copy(update={"name": folder.name}))
-        folder.write_csv("data_issues.csv", ("id", "reason"), [(i.id, i.reason) for i in cache.issues])
+        issues = [(i.id, i.kind, i.reason) for i in cache.issues]
+        folder.write_csv("data_issues.csv", ("id", "kind", "reason"), issues)
         folder.write_json("environment.json", environment())
         return folder
 
-    def _recorder(self, folder: RunFolder, loader: Loader, cache: Cache) -> Recorder:
+    def _recorder(self, folder: RunFolder, loader: Loader, prepared: Prepared) -> Recorder:
         config, manifest = self.checked.config, self.checked.manifest
         uri, notice = resolve_tracking_uri(config.tracking.uri, config.storage)
         if notice:
@@ -162,27 +143,27 @@ class Run:
             run_id=self.saved.run_id if self.saved else None,
         )
         tier = {
-            "tier": "disk",
-            "bytes": cache.bytes,
-            "build_seconds": cache.build_seconds,
-            "reused": self.cache_reused,
+            "tier": prepared.tier,
+            "bytes": prepared.cache.bytes,
+            "build_seconds": prepared.cache.build_seconds,
+            "reused": prepared.reused,
         }
         rows = self.saved.rows if self.saved else []
         return Recorder(
             self.checked, self.placement, loader.info, tier, folder, self.screen, tracker, self.started, rows
         )
 
-    def _show_decisions(self, cache: Cache, loader: Loader, folder: RunFolder) -> None:
+    def _show_decisions(self, prepared: Prepared, loader: Loader, folder: RunFolder) -> None:
         config, info, workers = self.checked.config, loader.info, self.placement.workers
+        manifest = self.checked.manifest
         choice = choose(config, config.total_epochs * loader.steps)
         precision = choose_precision(config, torch.device("cuda" if self.placement.gpu else "cpu"))
         skipped = f", {info.skipped} left out (data_issues.csv)" if info.skipped else ""
         shares = f" = {workers} x {-(-config.batch // workers)}" if workers > 1 else ""
-        found = "found" if self.cache_reused else "built"
         decisions = {
-            "data": f"{info.name}: {info.train:,} training and {info.val:,} validation images, {len(info.classes)} "
-            f"classes{skipped} (format {self.checked.manifest.format}: {self.checked.manifest.reason})",
-            "cache": f"{found} on disk, {cache.bytes / 1e6:.1f} MB, {cache.folder}",
+            "data": f"{info.name}: {info.train:,}{self._part()} training and {info.val:,} validation images, "
+            f"{len(info.classes)} classes{skipped} (format {manifest.format}: {manifest.reason})",
+            "cache": prepared.describe(),
             "model": f"{config.model}, {self.checked.parameters:,} parameters, imgsz {info.imgsz}",
             "weights": str(self.checked.pretrained or "from scratch"),
             "devices": str(self.placement),
@@ -195,6 +176,10 @@ class Run:
         if self.saved:
             decisions["resumed"] = self.saved.describe()
         self.screen.decided(decisions)
+
+    def _part(self) -> str:
+        fraction, available = self.checked.config.fraction, self.checked.selection.available
+        return f" of {available:,} (fraction {fraction:g})" if fraction < 1 else ""
 
     def _finish(self, recorder: Recorder, loader: Loader, status: str, because: str) -> Result:
         """Write what a run leaves behind, also a failed one."""

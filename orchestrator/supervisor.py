@@ -38,7 +38,7 @@ def _run_here(job: Job, placement: Placement, loader: Loader, handle: Handle, st
         handle(metrics, state is not None)
 
     recipe = Recipe.model_validate(job.recipe)
-    loader.threads = set_threads(1, placement.gpu)
+    loader.threads, loader.decoders = set_threads(1, placement.gpu), job.cpus
     data = record(loader, job.run_folder, rank=0) if job.record_samples else loader
     with LocalRuntime(job.run_folder / "checkpoints", on_report, job.restore, stop=stop.event) as runtime:
         return fit(recipe, build_task(recipe), data, runtime).stopped_because

@@ -6,9 +6,9 @@ Ray is imported inside the functions: a run in the driver's own process needs no
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 
 from orchestrator.data.cache import Cache
 from orchestrator.data.loader import Loader, View
+from orchestrator.data.nodes import Place
 from orchestrator.data.recorded import record
 from orchestrator.errors import WorkerError, describe
 from orchestrator.launch import cpu_count
@@ -34,10 +35,12 @@ class Job:
 
     recipe: dict[str, Any]
     view: View
-    cache: Path
+    cache: Place
     run_folder: Path
     restore: Path | None
     record_samples: bool
+    cpus: int
+    """Of the whole cluster; they decode what no cache holds."""
 
 
 class TrainRuntime:
@@ -98,16 +101,10 @@ class TrainRuntime:
         return True
 
 
-def build_data(job: Job, rank: int, world_size: int, threads: int) -> Data:
-    """Open the cache on this node and make this rank's loader. Raises FileNotFoundError where the node has no cache."""
-    try:
-        cache = Cache(job.cache)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"the cache {job.cache} is not on node {socket.gethostname()}: "
-            "with several nodes, set cache_dir to a folder that every node sees"
-        ) from error
+def build_data(job: Job, cache: Cache, rank: int, world_size: int, threads: int) -> Data:
+    """This rank's loader."""
     loader = Loader(cache, job.view, rank, world_size, threads)
+    loader.decoders = max(1, job.cpus // world_size)
     return record(loader, job.run_folder, rank) if job.record_samples else loader
 
 
@@ -133,8 +130,10 @@ def train_worker(settings: dict[str, Any]) -> None:
     try:
         threads = set_threads(context.get_local_world_size(), runtime.device.type == "cuda")
         recipe = Recipe.model_validate(job.recipe)
-        data = build_data(job, runtime.rank, runtime.world_size, threads)
-        progress = fit(recipe, build_task(recipe), data, runtime)
+        with closing(job.cache.open()) as cache:
+            data = build_data(job, cache, runtime.rank, runtime.world_size, threads)
+            progress = fit(recipe, build_task(recipe), data, runtime)
+        job.cache.leave()
         outcome = {"stopped_because": progress.stopped_because}
     except Exception as error:
         logging.getLogger(__name__).exception("rank %d failed", runtime.rank)

@@ -10,7 +10,7 @@ The same ``fit`` runs over every combination of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -28,6 +28,28 @@ Metrics = dict[str, Any]
 """One flat row of JSON values, as it is written to results.csv and MLflow."""
 
 
+Polygons = Sequence[Sequence[float]]
+"""The outlines of one instance's parts, each as x0, y0, x1, y1, ...; a pixel's centre lies at its corner + 0.5."""
+RunLengths = Mapping[str, Any]
+"""COCO's run-length encoding: {"size": [height, width], "counts": list of runs or compressed text}."""
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One labelled object of an image, as a reader yields it; coordinates as the `Sample` says.
+
+    label: class index.
+    box: x0, y0, x1, y1; None: that of the mask.
+    mask: polygons, run lengths, or the place of an image whose pixels above zero are the object; None: a box only.
+    crowd: a region of many objects, which is neither to be found nor to be missed.
+    """
+
+    label: int
+    box: tuple[float, float, float, float] | None = None
+    mask: Polygons | RunLengths | str | None = None
+    crowd: bool = False
+
+
 @dataclass(frozen=True)
 class Sample:
     """One item of a data set, as a reader of a format yields it.
@@ -36,14 +58,20 @@ class Sample:
     split: "train", "val" or "test".
     image: where the bytes are (a path or URI), or the reader's own reference.
     stamp: changes when the bytes change (size and modification time, or an etag).
-    label: class index, for classification.
+    label: class index, for classification; -1: none.
+    objects: the labelled objects, empty for a background image; None: the data set has no objects.
+    size: (height, width) of the image that the objects were drawn on, where the labels tell it.
+    relative: coordinates are fractions of width and height, not pixels.
     """
 
     id: str
     split: str
     image: str
     stamp: str
-    label: int
+    label: int = -1
+    objects: tuple[Instance, ...] | None = None
+    size: tuple[int, int] | None = None
+    relative: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,19 +89,37 @@ class DataInfo:
 
 
 @dataclass
+class Targets:
+    """The objects of one image as the model sees it.
+
+    boxes: (n, 4) float32 xyxy, in pixels of the batch's image.
+    labels: (n,) int64 class indices.
+    crowd: (n,) bool.
+    masks: (n, H, W) uint8, 1 on the object; None where the data set has boxes only.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    crowd: Tensor
+    masks: Tensor | None = None
+
+
+@dataclass
 class Batch:
     """One rank's share of a global batch. Its buffers are reused: valid until the next one is asked for.
 
     images: (n, 3, H, W) uint8 RGB in channels_last memory; n may be 0 where a short batch has no share for a rank.
-    labels: (n,) int64 class indices.
+    labels: (n,) int64 class indices; -1 where the data set has objects instead.
     samples: (n,) int64 positions in the data set (`Data.id_of` names them).
     global_size: samples of the whole global batch, over all ranks.
+    targets: the objects of each image; None where the data set has none.
     """
 
     images: Tensor
     labels: Tensor
     samples: np.ndarray[Any, np.dtype[np.int64]]
     global_size: int
+    targets: Sequence[Targets] | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -82,7 +128,8 @@ class Batch:
         """Cut into micro-batches of at most `size` samples; an empty share gives none."""
         for start in range(0, len(self), max(size, 1)):
             part = slice(start, start + size)
-            yield Batch(self.images[part], self.labels[part], self.samples[part], self.global_size)
+            targets = self.targets and self.targets[part]
+            yield Batch(self.images[part], self.labels[part], self.samples[part], self.global_size, targets)
 
 
 class Data(Protocol):

@@ -8,6 +8,7 @@ The hash is the finalizer of SplitMix64 (Steele, Lea, Flood: Fast Splittable Pse
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from hashlib import blake2b
 from typing import Any
@@ -23,7 +24,10 @@ Draws = np.ndarray[Any, np.dtype[np.float64]]
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = 0xFFFFFFFFFFFFFFFF
-_ORDER, _SELECT, _DRAW = 1, 2, 3  # streams; the draws of a sample take _DRAW, _DRAW + 1, ...
+STRIDE = 32
+"""What the sizes of multi-scale are multiples of: how far the models halve their input."""
+
+_ORDER, _SELECT, _DRAW, _SIZE = 1, 2, 3, 2**20  # streams; the draws of a sample take _DRAW, _DRAW + 1, ...
 
 
 def sample_keys(ids: Iterable[str]) -> Keys:
@@ -48,19 +52,35 @@ def share(size: int, rank: int, world_size: int) -> slice:
     return slice(size * rank // world_size, size * (rank + 1) // world_size)
 
 
-def stratified(seed: int, keys: Keys, labels: Positions, fraction: float) -> Positions:
+def stratified(seed: int, keys: Keys, labels: Positions, fraction: float, leave: int = 1) -> Positions:
     """Positions of about `fraction` of each class, (m,) int64 in ascending order.
 
     A sample is chosen by the rank of its own hash within its class, so a smaller fraction lies within a larger one.
-    Of a class with two samples or more at least one is chosen and at least one is left; a single sample is left.
+    At least one of each class is chosen, but at least `leave` are left, which comes first.
     """
     ranking = np.argsort(_hash(seed, 0, _SELECT, keys), kind="stable")
     chosen: list[Positions] = []
     for label in np.unique(labels):
         members = ranking[labels[ranking] == label]
-        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+        count = min(max(round(fraction * len(members)), 1), len(members) - leave)
         chosen.append(members[:count])
     return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)
+
+
+def batch_size(seed: int, epoch: int, step: int, size: int, spread: float) -> int:
+    """Height and width of a global batch, the same on all ranks: one of `batch_sizes`, all equally likely."""
+    if not spread:
+        return size
+    sizes = batch_sizes(size, spread)
+    return sizes[seed_of(seed, epoch, step, _SIZE) % len(sizes)]
+
+
+def batch_sizes(size: int, spread: float) -> range:
+    """The multiples of STRIDE in size x (1 - spread) .. size x (1 + spread); only `size` where there are none."""
+    first, last = math.ceil(size * (1 - spread) / STRIDE), math.floor(size * (1 + spread) / STRIDE)
+    if not spread or last < max(first, 1):
+        return range(size, size + 1)
+    return range(STRIDE * max(first, 1), STRIDE * last + 1, STRIDE)
 
 
 def seed_of(*parts: int) -> int:

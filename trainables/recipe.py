@@ -51,7 +51,6 @@ class Recipe(Settings):
         "task": lambda v: v != "classify",
         "epochs": lambda v: v == "auto",
         "batch": lambda v: v == -1,
-        "multi_scale": lambda v: v != 0,
         "schedule": lambda v: v in ("step", "one_cycle"),
         "amp": lambda v: v == "fp16",
         "deterministic": lambda v: v is True,
@@ -98,11 +97,21 @@ class Recipe(Settings):
         "auto", description="Mixed precision; auto: bf16 on GPUs that have it, else fp32; true: bf16."
     )
     fliplr: Float = Field(0.5, ge=0, le=1, description="Probability that a training image is mirrored left to right.")
+    flipud: Float = Field(0.0, ge=0, le=1, description="Probability that a training image is mirrored top to bottom.")
     scale: Float = Field(
         0.5, ge=0, lt=1, description="Training images are zoomed by 1 - scale to 1 + scale, at a random place."
     )
     multi_scale: Float = Field(
-        0.0, ge=0, lt=1, description="The size of whole batches varies by 1 - multi_scale to 1 + multi_scale."
+        0.0,
+        ge=0,
+        lt=1,
+        description="The size of whole batches varies by 1 - multi_scale to 1 + multi_scale, in multiples of 32.",
+    )
+    brightness: Float = Field(0.0, ge=0, le=1, description="Training images get a brightness of 1 - b to 1 + b.")
+    contrast: Float = Field(0.0, ge=0, le=1, description="Training images get a contrast of 1 - c to 1 + c.")
+    saturation: Float = Field(0.0, ge=0, le=1, description="Training images get a saturation of 1 - s to 1 + s.")
+    hue: Float = Field(
+        0.0, ge=0, le=0.5, description="The hue of training images turns by up to this part of the circle."
     )
     metric: Text | None = Field(
         None, description="The one metric that decides the best checkpoint and early stopping; null: the task's own."

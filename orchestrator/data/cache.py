@@ -1,22 +1,20 @@
-"""The cache: decoded shards in a folder that is addressed by its content, built once by Ray Data, mapped by all.
+"""The cache: decoded shards in a folder that is addressed by its content, built once, mapped by every process.
 
-    CACHE_DIR/KEY/index.json, shard-00000.arrow, ...
-    CACHE_DIR/KEY.lock          held by the process that builds
+    ROOT/KEY/plan.json           what is stored and how it is cut into shards; written first
+    ROOT/KEY/shard-00000.arrow   pixels and labels (shards.py)
+    ROOT/KEY/shard-00000.json    its size, SHA-256 and what was left out
+    ROOT/KEY/index.json          all of these; written last: with it, the cache is ready
+    ROOT/KEY.lock, KEY.use       held by the process that builds, and by those that read
 
-KEY hashes the manifest's fingerprint, the stored size and the format versions. The folder is built under another name
-and published in one rename, so that a reader never sees half a cache.
+KEY hashes the manifest's fingerprint, what is stored of each image, and the format versions. Every file appears in one
+rename, so a build that was killed goes on where it was.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import logging
-import shutil
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,76 +22,148 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from orchestrator.data import get_format
-from orchestrator.data.images import DECODE_VERSION, shrink
+from orchestrator.data import Issue
+from orchestrator.data.images import DECODE_VERSION, Image
+from orchestrator.data.locks import Lease
 from orchestrator.data.manifest import Manifest
-from orchestrator.data.shards import FORMAT_VERSION, Row, Shard, write_shard
+from orchestrator.data.objects import Frame, Objects
+from orchestrator.data.shards import FORMAT_VERSION, Shard
+from trainables.augment import Fit
+from trainables.order import Keys, Positions
 
-SHARD_BYTES = 128 * 2**20
-MIN_SHARD_ROWS = 64
 CROP_MARGIN = 1.14
-"""The stored short side as a multiple of imgsz: what random crops need."""
-
-OnProgress = Callable[[int, int], None]
-"""(images done, images in all)."""
+"""The stored side as a multiple of imgsz: what random crops need."""
 
 
 @dataclass(frozen=True)
-class Issue:
-    """A sample that was left out, and why."""
+class Stored:
+    """What a cache holds of each image, and how to get it."""
 
-    id: str
-    reason: str
+    format: str
+    side: int
+    """Length of the side that `fit` names, in pixels; smaller images keep their size."""
+    fit: Fit = "short"
+    frame: Frame = "auto"
+    """Which pixels the labels of images with an EXIF orientation refer to."""
+    pixels: bool = True
+    """False: labels only; the pixels are decoded when they are needed."""
+
+    def key(self, manifest: Manifest) -> str:
+        """The name of the cache's folder."""
+        content = (manifest.fingerprint, asdict(self), DECODE_VERSION, FORMAT_VERSION)
+        return hashlib.sha256(repr(content).encode()).hexdigest()[:24]
 
 
-class BrokenData(ValueError):
-    """More samples than ``max_bad_fraction`` cannot be read."""
+@dataclass(frozen=True)
+class ShardFile:
+    """A shard as its builder left it."""
+
+    file: str
+    rows: int
+    bytes: int
+    mtime_ns: int
+    sha256: str
+    issues: list[Issue]
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> ShardFile:
+        return cls(**{**values, "issues": [Issue(**issue) for issue in values["issues"]]})
+
+    def is_sound(self, folder: Path, thorough: bool = False) -> bool:
+        """Whether the file is what was written: by size and time, and by its hash where the time differs."""
+        if not self.rows:
+            return True  # all its samples were left out
+        path = folder / self.file
+        try:
+            stat = path.stat()
+        except FileNotFoundError:
+            return False
+        if stat.st_size != self.bytes:
+            return False
+        if stat.st_mtime_ns == self.mtime_ns and not thorough:
+            return True
+        if hash_file(path) != self.sha256:
+            return False
+        os.utime(path, ns=(stat.st_atime_ns, self.mtime_ns))  # a sound copy: not to be hashed again
+        return True
+
+
+class DamagedCache(ValueError):
+    """A shard of a ready cache is not what was written."""
 
 
 class Cache:
-    """A ready cache, opened: the columns of all its samples, and their pixels by position."""
+    """A ready cache, opened: the labels of all its samples, and their pixels by position."""
 
-    def __init__(self, folder: Path) -> None:
-        """Open and check a cache folder. Raises OSError or ValueError where it is incomplete."""
+    def __init__(self, folder: Path, elsewhere: Path | None = None) -> None:
+        """Open and check a cache. Shards that `folder` lacks are read from `elsewhere`, a copy that every node sees.
+
+        Raises OSError or ValueError where it is not ready, damaged, or of a newer version.
+        """
         index = json.loads((folder / "index.json").read_text())
         if index["format_version"] > FORMAT_VERSION:
             raise ValueError(f"{folder} was made by a newer version (format {index['format_version']})")
         self.folder = folder
-        self.bytes: int = sum(s["bytes"] for s in index["shards"])
+        self.stored = Stored(**index["stored"])
         self.build_seconds: float = index["build_seconds"]
+        self._lease = Lease(folder.with_suffix(".use"))
+        files = [ShardFile.parse(values) for values in index["shards"]]
+        self.bytes = sum(file.bytes for file in files)
         self.issues = [Issue(**issue) for issue in index["issues"]]
-        self._shards: list[Shard] = []
-        for shard in index["shards"]:
-            path = folder / shard["file"]
-            if path.stat().st_size != shard["bytes"]:
-                raise ValueError(f"{path} has {path.stat().st_size} bytes instead of {shard['bytes']}")
-            self._shards.append(Shard(path))
-        columns = pa.Table.from_batches([s.batch.select(["id", "key", "split", "label"]) for s in self._shards])
+        self.issues += [issue for file in files for issue in file.issues]
+        self._shards = [Shard(_sound(file, folder, elsewhere)) for file in files if file.rows]
+        columns = pa.Table.from_batches([s.batch.select(["id", "key", "label", "image"]) for s in self._shards])
         self.ids: pa.ChunkedArray = columns["id"]
-        self.keys = columns["key"].to_numpy()
-        self.splits: list[str] = columns["split"].to_pylist()
-        self.labels = columns["label"].to_numpy()
+        self.images: pa.ChunkedArray = columns["image"]
+        self.keys: Keys = columns["key"].to_numpy()
+        self.labels: Positions = columns["label"].to_numpy()
         counts = np.array([len(s) for s in self._shards])
-        self._shard_of = np.repeat(np.arange(len(counts)), counts)
-        self._row_of = np.concatenate([np.arange(n) for n in counts]) if len(counts) else counts
+        self._shard_of: list[int] = np.repeat(np.arange(len(counts)), counts).tolist()
+        self._row_of: list[int] = [row for count in counts for row in range(count)]
+        self.has_objects = any(shard.has_objects for shard in self._shards)
+        self._blocks = [shard.block for shard in self._shards]
+        os.utime(folder / "index.json")  # when it was last used
 
     def __len__(self) -> int:
         return len(self._row_of)
 
-    def image(self, position: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    @property
+    def skipped(self) -> int:
+        """Images that were left out."""
+        return sum(issue.kind == "image" for issue in self.issues)
+
+    def image(self, position: int) -> Image:
         """(height, width, 3) RGB pixels of a sample, as a read-only view of the mapped shard."""
-        return self._shards[int(self._shard_of[position])].image(int(self._row_of[position]))
+        block, row = self._blocks[self._shard_of[position]], self._row_of[position]
+        if block is not None:
+            return block[row]  # type: ignore[no-any-return]
+        return self._shards[self._shard_of[position]].image(row)
+
+    def objects(self, position: int) -> Objects | None:
+        """The instances of a sample, in pixels of its image at full scale; None where the data set has none."""
+        return self._shards[self._shard_of[position]].objects(self._row_of[position])
+
+    def full_size(self, position: int) -> tuple[int, int]:
+        """(height, width) of a sample's upright image at full scale."""
+        batch, row = self._shards[self._shard_of[position]].batch, self._row_of[position]
+        return batch["full_height"][row].as_py(), batch["full_width"][row].as_py()
+
+    def positions(self, keys: Keys) -> Positions:
+        """Where the samples with these keys are, in their order; those that were left out are passed over."""
+        by_key = np.argsort(self.keys)
+        at = np.searchsorted(self.keys, keys, sorter=by_key)
+        found = by_key[np.minimum(at, len(by_key) - 1)]
+        positions: Positions = found[self.keys[found] == keys]
+        return positions
+
+    def close(self) -> None:
+        """Let go of the folder, which may then be removed. The views of pixels stay valid."""
+        self._lease.release()
 
 
-def stored_size(imgsz: int) -> int:
-    """The short side that training crops of `imgsz` need, in pixels."""
-    return round(imgsz * CROP_MARGIN)
-
-
-def cache_folder(cache_dir: Path, manifest: Manifest, imgsz: int) -> Path:
-    """Where the cache of a data set at this size lives."""
-    content = (manifest.fingerprint, stored_size(imgsz), DECODE_VERSION, FORMAT_VERSION)
-    return cache_dir / hashlib.sha256(repr(content).encode()).hexdigest()[:24]
+def stored_side(imgsz: int, multi_scale: float) -> int:
+    """The side that training at `imgsz` needs, in pixels: room for crops, or the largest batch of multi-scale."""
+    return round(imgsz * max(CROP_MARGIN, 1 + multi_scale))
 
 
 def open_cache(folder: Path) -> Cache | None:
@@ -104,122 +174,20 @@ def open_cache(folder: Path) -> Cache | None:
         return None
 
 
-def build_cache(
-    folder: Path, manifest: Manifest, imgsz: int, max_bad_fraction: float, on_progress: OnProgress
-) -> Cache:
-    """Build the cache with Ray Data on all CPUs of the cluster, or wait for another process that is at it.
-
-    Needs a connected Ray. Raises BrokenData, and OSError where the folder cannot be written.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(folder.with_suffix(".lock")):
-        if (ready := open_cache(folder)) is not None:
-            return ready
-        draft = folder.with_suffix(".building")
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
-        try:
-            started = time.monotonic()
-            shards, issues = _build_shards(draft, manifest, imgsz, on_progress)
-            _refuse_broken(issues, len(manifest.table), max_bad_fraction)
-            index = {
-                "format_version": FORMAT_VERSION,
-                "name": manifest.name,
-                "fingerprint": manifest.fingerprint,
-                "classes": manifest.classes,
-                "stored_size": stored_size(imgsz),
-                "build_seconds": round(time.monotonic() - started, 3),
-                "shards": shards,
-                "issues": [asdict(issue) for issue in issues],
-            }
-            (draft / "index.json").write_text(json.dumps(index, indent=1))
-            shutil.rmtree(folder, ignore_errors=True)
-            draft.rename(folder)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-        return Cache(folder)
+def hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _build_shards(
-    draft: Path, manifest: Manifest, imgsz: int, on_progress: OnProgress
-) -> tuple[list[dict[str, Any]], list[Issue]]:
-    """One Ray Data task per shard writes its file and returns what it did; no pixel passes through the driver."""
-    import ray
-    import ray.data
-
-    total = len(manifest.table)
-    cpus = int(ray.cluster_resources().get("CPU", 1))
-    row_bytes = stored_size(imgsz) ** 2 * 4  # a guess: 4:3 images at the stored short side
-    rows = max(MIN_SHARD_ROWS, min(-(-total // cpus), SHARD_BYTES // row_bytes))
-    blocks = [
-        manifest.table.slice(start, rows).append_column(
-            "file", pa.array([f"shard-{number:05d}.arrow"] * min(rows, total - start))
-        )
-        for number, start in enumerate(range(0, total, rows))
-    ]
-    logging.getLogger("ray.data").setLevel(logging.getLogger("ray").getEffectiveLevel())
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    task = _ShardTask(str(draft), manifest.format, stored_size(imgsz))
-    results = ray.data.from_arrow(blocks).map_batches(task, batch_size=None, batch_format="pyarrow")
-    shards: list[dict[str, Any]] = []
-    issues: list[Issue] = []
-    done = 0
-    on_progress(done, total)
-    for row in results.iter_rows():
-        report = json.loads(row["report"])
-        if report["rows"]:
-            shards.append({key: report[key] for key in ("file", "rows", "bytes", "sha256")})
-        issues += [Issue(**issue) for issue in report["issues"]]
-        done += report["rows"] + len(report["issues"])
-        on_progress(done, total)
-    return sorted(shards, key=lambda s: s["file"]), sorted(issues, key=lambda i: i.id)
+def write_json(path: Path, values: Any) -> None:
+    """Write a JSON file in one rename."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(json.dumps(values, indent=1))
+    draft.replace(path)
 
 
-@dataclass(frozen=True)
-class _ShardTask:
-    """Runs in a Ray Data task: decode the samples of one block, write their shard, return the metadata."""
-
-    folder: str
-    format: str
-    short_side: int
-
-    def __call__(self, block: pa.Table) -> pa.Table:
-        load = get_format(self.format).load
-        rows: list[Row] = []
-        issues: list[Issue] = []
-        for sample in block.to_pylist():
-            try:
-                pixels = shrink(load(sample["image"]), self.short_side)
-            except (OSError, ValueError) as error:
-                issues.append(Issue(sample["id"], str(error)))
-            else:
-                rows.append(Row(sample["id"], sample["key"], sample["split"], sample["label"], pixels))
-        path = Path(self.folder) / block["file"][0].as_py()
-        report: dict[str, Any] = {
-            "file": path.name,
-            "rows": len(rows),
-            "issues": [asdict(i) for i in issues],
-        }
-        if rows:
-            write_shard(path, rows)
-            with path.open("rb") as file:
-                report["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
-            report["bytes"] = path.stat().st_size
-        return pa.table({"report": [json.dumps(report)]})
-
-
-def _refuse_broken(issues: list[Issue], total: int, max_bad_fraction: float) -> None:
-    if len(issues) > max_bad_fraction * total or len(issues) == total:
-        examples = "; ".join(f"{i.id}: {i.reason}" for i in issues[:3])
-        raise BrokenData(
-            f"{len(issues)} of {total} images cannot be read, more than max_bad_fraction={max_bad_fraction} allows: "
-            + examples
-        )
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """An exclusive lock between processes; freed by the operating system when its holder dies."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _sound(file: ShardFile, folder: Path, elsewhere: Path | None) -> Path:
+    for place in (folder, elsewhere):
+        if place and file.is_sound(place):
+            return place / file.file
+    raise DamagedCache(f"{folder / file.file} is damaged or missing")

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from orchestrator.data.cache import Cache
-from orchestrator.data.manifest import split_positions
-from trainables.augment import DRAWS, center_view, train_view
-from trainables.contracts import Batch, DataInfo
-from trainables.order import Draws, Positions, draws, order, share
+from orchestrator.data.images import Image
+from orchestrator.data.objects import to_targets
+from orchestrator.data.stream import DecodedImages
+from trainables.augment import Augmentation, Fit, Window, center_view, train_view
+from trainables.contracts import Batch, DataInfo, Targets
+from trainables.order import Draws, Keys, Positions, batch_size, batch_sizes, draws, order, share
 
 RING = 3
 """Buffers in flight: one with the model, one ready, one being filled."""
+MIN_VISIBLE = 0.1
+"""Share of an object's box that a training view must show for the object to count."""
 
 
 @dataclass(frozen=True)
 class View:
-    """What the loader must know of the config to make batches."""
+    """What the loader must know of the run to make batches."""
 
     name: str
     fingerprint: str
@@ -32,23 +37,30 @@ class View:
     imgsz: int
     batch: int
     seed: int
-    scale: float
-    fliplr: float
-    val_fraction: float
+    train: Keys
+    """Of the training samples; those that the cache left out are passed over."""
+    val: Keys
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    fit: Fit = "short"
+    multi_scale: float = 0.0
 
 
 @dataclass
 class _Slot:
     """One buffer of the ring."""
 
-    images: torch.Tensor
-    """(n, imgsz, imgsz, 3) uint8, pinned on a GPU machine."""
+    memory: torch.Tensor
+    """uint8, large enough for the largest batch; pinned on a GPU machine."""
     copied: torch.cuda.Event | None = None
     """Recorded when the consumer is done with it: the copies to the device may still be on their way."""
 
     def wait(self) -> None:
         if self.copied is not None:
             self.copied.synchronize()
+
+    def images(self, count: int, size: int) -> torch.Tensor:
+        """(count, size, size, 3) of the memory."""
+        return self.memory[: count * size * size * 3].view(count, size, size, 3)
 
 
 @dataclass(frozen=True)
@@ -57,6 +69,8 @@ class _Job:
 
     positions: Positions
     global_size: int
+    size: int
+    """Height and width of the batch's images."""
     draws: Draws | None
 
 
@@ -66,72 +80,75 @@ class Loader:
     def __init__(self, cache: Cache, view: View, rank: int = 0, world_size: int = 1, threads: int = 1) -> None:
         self._cache, self._view, self._rank, self._world_size = cache, view, rank, world_size
         self.threads = threads
-        self._train, self._val = split_positions(cache.splits, cache.keys, cache.labels, view.val_fraction, view.seed)
+        self.decoders = 1
+        """Tasks that decode at once, where the cache has no pixels."""
+        self._train, self._val = cache.positions(view.train), np.sort(cache.positions(view.val))
         self._train_keys = cache.keys[self._train]
-        self.info = DataInfo(
-            view.name,
-            view.fingerprint,
-            view.classes,
-            len(self._train),
-            len(self._val),
-            len(cache.issues),
-            view.imgsz,
-        )
+        counts = len(self._train), len(self._val), cache.skipped
+        self.info = DataInfo(view.name, view.fingerprint, view.classes, *counts, view.imgsz)
         self.steps = -(-len(self._train) // view.batch)
 
     def train(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        return self._produce(self._train_jobs(epoch, first_step))
+        return self._train_steps(epoch, range(first_step, self.steps))
 
     def validation(self) -> Iterator[Batch]:
-        return self._produce(self._val_jobs())
+        size = self._largest_share()
+        mine = self._val[share(len(self._val), self._rank, self._world_size)]
+        parts = [mine[start : start + size] for start in range(0, len(mine), size)]
+        return self._produce(parts, (_Job(part, len(part), self._view.imgsz, None) for part in parts))
 
     def first_batch(self) -> Batch:
         """The first training batch as a copy of its own, for pictures."""
-        for batch in self.train(0):
-            return Batch(batch.images.clone(), batch.labels, batch.samples, batch.global_size)
+        for batch in self._train_steps(0, range(1)):
+            return replace(batch, images=batch.images.clone())
         raise ValueError("there are no training samples")
 
     def id_of(self, sample: int) -> str:
         name: str = self._cache.ids[sample].as_py()
         return name
 
-    def _train_jobs(self, epoch: int, first_step: int) -> Iterator[_Job]:
+    def _train_steps(self, epoch: int, steps: range) -> Iterator[Batch]:
         view = self._view
         sequence = order(view.seed, epoch, self._train_keys)
-        for step in range(first_step, self.steps):
-            members = sequence[step * view.batch : (step + 1) * view.batch]
-            mine = members[share(len(members), self._rank, self._world_size)]
-            numbers = draws(view.seed, epoch, self._train_keys[mine], DRAWS)
-            yield _Job(self._train[mine], len(members), numbers)
+        batches = [sequence[step * view.batch : (step + 1) * view.batch] for step in steps]
+        shares = [members[share(len(members), self._rank, self._world_size)] for members in batches]
 
-    def _val_jobs(self) -> Iterator[_Job]:
-        size = self._largest_share()
-        mine = self._val[share(len(self._val), self._rank, self._world_size)]
-        for start in range(0, len(mine), size):
-            part = mine[start : start + size]
-            yield _Job(part, len(part), None)
+        def job(step: int, members: Positions, mine: Positions) -> _Job:
+            size = batch_size(view.seed, epoch, step, view.imgsz, view.multi_scale)
+            numbers = draws(view.seed, epoch, self._train_keys[mine], view.augmentation.draws)
+            return _Job(self._train[mine], len(members), size, numbers)
+
+        return self._produce([self._train[mine] for mine in shares], map(job, steps, batches, shares))
 
     def _largest_share(self) -> int:
         return -(-self._view.batch // self._world_size)
 
-    def _produce(self, jobs: Iterator[_Job]) -> Iterator[Batch]:
-        """Run the jobs ahead of the consumer, at most RING - 1 batches; an error in a thread is raised here."""
+    def _produce(self, positions: Sequence[Positions], jobs: Iterator[_Job]) -> Iterator[Batch]:
+        """Run the jobs, which are for these positions, ahead of the consumer, at most RING - 1 batches.
+
+        An error in a thread is raised here.
+        """
         free: queue.Queue[_Slot | None] = queue.Queue()
         ready: queue.Queue[tuple[_Slot, Batch] | BaseException | None] = queue.Queue()
-        size, imgsz = self._largest_share(), self._view.imgsz
+        largest = (
+            max(map(len, positions), default=0) * batch_sizes(self._view.imgsz, self._view.multi_scale)[-1] ** 2 * 3
+        )
         cuda = torch.cuda.is_available()
         for _ in range(RING):
-            free.put(_Slot(torch.empty(size, imgsz, imgsz, 3, dtype=torch.uint8, pin_memory=cuda)))
+            free.put(_Slot(torch.empty(largest, dtype=torch.uint8, pin_memory=cuda)))
 
         def run() -> None:
             try:
-                with ThreadPoolExecutor(self.threads, thread_name_prefix="loader") as pool:
+                with (
+                    ThreadPoolExecutor(self.threads, thread_name_prefix="loader") as pool,
+                    self._images(positions) as images,
+                ):
                     for job in jobs:
                         slot = free.get()
                         if slot is None:
                             return
                         slot.wait()
-                        ready.put((slot, self._fill(slot, job, pool)))
+                        ready.put((slot, self._fill(slot, job, images(job.positions), pool)))
                 ready.put(None)
             except BaseException as error:  # handed to the consumer, who raises it
                 ready.put(error)
@@ -152,23 +169,67 @@ class Loader:
             free.put(None)
             thread.join()
 
-    def _fill(self, slot: _Slot, job: _Job, pool: ThreadPoolExecutor) -> Batch:
+    @contextmanager
+    def _images(self, positions: Sequence[Positions]) -> Iterator[Callable[[Positions], Sequence[Image]]]:
+        """A function that gives the stored images of one batch after the other, which are at these positions."""
+        image = self._cache.image
+        if self._cache.stored.pixels or not positions:
+            yield lambda part: [image(position) for position in part.tolist()]
+            return
+        stream = DecodedImages(self._cache, np.concatenate(positions), self.decoders)
+        try:
+            yield stream.take
+        finally:
+            stream.close()
+
+    def _fill(self, slot: _Slot, job: _Job, images: Sequence[Image], pool: ThreadPoolExecutor) -> Batch:
         count = len(job.positions)
-        out = slot.images.numpy()[:count]
-        parts = [range(count)[i :: self.threads] for i in range(min(self.threads, count))]
-        for future in [pool.submit(self._fill_part, out, job, part) for part in parts]:
-            future.result()
+        memory = slot.images(count, job.size)
+        out, windows = memory.numpy(), [Window(0, 0, 1)] * count
+        if self.threads == 1:
+            self._fill_part(out, windows, images, job, range(count))
+        else:
+            parts = [range(count)[i :: self.threads] for i in range(min(self.threads, count))]
+            for future in [pool.submit(self._fill_part, out, windows, images, job, part) for part in parts]:
+                future.result()
         return Batch(
-            slot.images[:count].permute(0, 3, 1, 2),
+            memory.permute(0, 3, 1, 2),
             torch.from_numpy(self._cache.labels[job.positions]),
             job.positions,
             job.global_size,
+            self._targets(job, images, windows) if self._cache.has_objects else None,
         )
 
-    def _fill_part(self, out: np.ndarray[Any, Any], job: _Job, part: range) -> None:
+    def _fill_part(
+        self, out: np.ndarray[Any, Any], windows: list[Window], images: Sequence[Image], job: _Job, part: range
+    ) -> None:
+        how, fit = self._view.augmentation, self._view.fit
         for i in part:
-            image = self._cache.image(int(job.positions[i]))
-            if job.draws is None:
-                center_view(image, out[i])
+            image = images[i]
+            if image.shape == out.shape[1:] and (job.draws is None or how.is_still):
+                out[i] = image
+                windows[i] = Window(0, 0, job.size)
+            elif job.draws is None:
+                windows[i] = center_view(image, out[i], fit)
             else:
-                train_view(image, out[i], self._view.scale, self._view.fliplr, job.draws[i])
+                windows[i] = train_view(image, out[i], how, job.draws[i], fit)
+
+    def _targets(self, job: _Job, images: Sequence[Image], windows: Sequence[Window]) -> list[Targets]:
+        targets: list[Targets] = []
+        for position, image, window in zip(job.positions.tolist(), images, windows, strict=True):
+            objects = self._cache.objects(position)
+            assert objects is not None
+            full = max(self._cache.full_size(position)) / max(image.shape)  # pixels at full scale per stored one
+            targets.append(
+                to_targets(
+                    objects,
+                    scale=job.size / (window.side * full),
+                    left=window.left * full,
+                    top=window.top * full,
+                    flip_x=window.flip_x,
+                    flip_y=window.flip_y,
+                    size=job.size,
+                    keep=0.0 if job.draws is None else MIN_VISIBLE,
+                )
+            )
+        return targets

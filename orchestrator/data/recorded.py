@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from trainables.contracts import Batch, Data, DataInfo
 
 
 class RecordedData:
-    """Data that writes the ids of every batch it hands out to a file: what this rank really received."""
+    """Data that writes the ids and pixel hashes of every batch it hands out: what this rank really received."""
 
     def __init__(self, data: Data, path: Path) -> None:
         self._data, self._path = data, path
@@ -28,20 +27,24 @@ class RecordedData:
 
     def train(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         for step, batch in enumerate(self._data.train(epoch, first_step), first_step):
-            self._record({"epoch": epoch, "step": step}, batch.samples)
+            self._record({"epoch": epoch, "step": step}, batch)
             yield batch
 
     def validation(self) -> Iterator[Batch]:
         for batch in self._data.validation():
-            self._record({"validation": True}, batch.samples)
+            self._record({"validation": True}, batch)
             yield batch
 
     def id_of(self, sample: int) -> str:
         return self._data.id_of(sample)
 
-    def _record(self, place: dict[str, Any], samples: np.ndarray[Any, Any]) -> None:
+    def _record(self, place: dict[str, Any], batch: Batch) -> None:
+        names = [self.id_of(int(sample)) for sample in batch.samples]
+        pixels = [
+            blake2b(image.numpy().tobytes(), digest_size=8).hexdigest() for image in batch.images.permute(0, 2, 3, 1)
+        ]
         with self._path.open("a") as file:
-            file.write(json.dumps(place | {"samples": [self.id_of(int(s)) for s in samples]}) + "\n")
+            file.write(json.dumps(place | {"samples": names, "pixels": pixels}) + "\n")
 
 
 def record(data: Data, run_folder: Path, rank: int) -> Data:

@@ -1,4 +1,4 @@
-"""Shards: uncompressed Arrow IPC files of decoded pixels, mapped into memory and read without copying."""
+"""Shards: uncompressed Arrow IPC files of decoded pixels and labels, mapped into memory and read without copying."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from orchestrator.data.images import Image
+from orchestrator.data.objects import Objects
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -21,36 +22,70 @@ class Row:
 
     id: str
     key: int
-    split: str
+    image: str
+    """Where the bytes are, as in `Sample`."""
     label: int
-    pixels: Image
+    height: int
+    width: int
+    """Of the upright image at full scale, whose pixels the objects are given in."""
+    pixels: Image | None
+    """At the stored size; None in shards that hold labels only."""
+    objects: Objects | None
 
 
 def write_shard(path: Path, rows: Sequence[Row]) -> None:
     """Write rows as one record batch: fixed-size pixels where all have one shape, else large_binary. Raises OSError."""
-    shapes = {row.pixels.shape for row in rows}
-    flat = [row.pixels.reshape(-1) for row in rows]
-    # one array of all the bytes; arrow takes it over without another copy
-    data = np.concatenate(flat) if flat else np.empty(0, np.uint8)
-    if len(shapes) == 1:
-        kind = pa.binary(flat[0].size)
-        pixels = pa.Array.from_buffers(kind, len(rows), [None, pa.py_buffer(data)])
-    else:
-        offsets = np.concatenate([[0], np.cumsum([f.size for f in flat])]).astype(np.int64)
-        pixels = pa.Array.from_buffers(pa.large_binary(), len(rows), [None, pa.py_buffer(offsets), pa.py_buffer(data)])
-    batch = pa.record_batch(
-        {
-            "id": pa.array([r.id for r in rows], pa.string()),
-            "key": pa.array([r.key for r in rows], pa.uint64()),
-            "split": pa.array([r.split for r in rows], pa.string()),
-            "label": pa.array([r.label for r in rows], pa.int64()),
-            "height": pa.array([r.pixels.shape[0] for r in rows], pa.int32()),
-            "width": pa.array([r.pixels.shape[1] for r in rows], pa.int32()),
-            "pixels": pixels,
-        }
-    )
+    shapes = [(0, 0, 0) if r.pixels is None else r.pixels.shape for r in rows]
+    columns = {
+        "id": pa.array([r.id for r in rows], pa.string()),
+        "key": pa.array([r.key for r in rows], pa.uint64()),
+        "image": pa.array([r.image for r in rows], pa.string()),
+        "label": pa.array([r.label for r in rows], pa.int64()),
+        "full_height": pa.array([r.height for r in rows], pa.int32()),
+        "full_width": pa.array([r.width for r in rows], pa.int32()),
+        "height": pa.array([shape[0] for shape in shapes], pa.int32()),
+        "width": pa.array([shape[1] for shape in shapes], pa.int32()),
+        **_object_columns(rows),
+        "pixels": _pixel_column([r.pixels for r in rows if r.pixels is not None], len(rows)),
+    }
+    batch = pa.record_batch(columns)
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
         writer.write_batch(batch)
+
+
+def _object_columns(rows: Sequence[Row]) -> dict[str, pa.Array]:
+    """The instances of all rows one after the other, per row a list; without masks that column has nulls."""
+    if all(row.objects is None for row in rows):
+        return {}
+    each = [row.objects or _NONE for row in rows]
+    offsets = np.concatenate([[0], np.cumsum([len(objects.labels) for objects in each])]).astype(np.int32)
+
+    def lists(values: pa.Array) -> pa.Array:
+        return pa.ListArray.from_arrays(pa.array(offsets), values)
+
+    boxes = np.concatenate([objects.boxes.reshape(-1) for objects in each]).astype(np.float32)
+    masks = [mask for objects in each for mask in objects.masks or (None,) * len(objects.labels)]
+    return {
+        "object_labels": lists(pa.array(np.concatenate([o.labels for o in each]).astype(np.int64))),
+        "object_boxes": lists(pa.FixedSizeListArray.from_arrays(pa.array(boxes), 4)),
+        "object_crowd": lists(pa.array(np.concatenate([o.crowd for o in each]).astype(np.uint8))),
+        "object_masks": lists(pa.array(masks, pa.large_binary())),
+    }
+
+
+_NONE = Objects(np.empty(0, np.int64), np.empty((0, 4), np.float32), np.empty(0, bool))
+
+
+def _pixel_column(images: Sequence[Image], rows: int) -> pa.Array:
+    if not images:
+        return pa.nulls(rows, pa.large_binary())
+    flat = [image.reshape(-1) for image in images]
+    # one array of all the bytes; arrow takes it over without another copy
+    data = np.concatenate(flat)
+    if len({image.shape for image in images}) == 1:
+        return pa.Array.from_buffers(pa.binary(flat[0].size), rows, [None, pa.py_buffer(data)])
+    offsets = np.concatenate([[0], np.cumsum([f.size for f in flat])]).astype(np.int64)
+    return pa.Array.from_buffers(pa.large_binary(), rows, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
 
 
 class Shard:
@@ -68,13 +103,44 @@ class Shard:
         ]
         sizes = heights.astype(np.int64) * widths * 3
         self._offsets: list[int] = np.concatenate([[0], np.cumsum(sizes)]).tolist()
-        self._data: np.ndarray[Any, np.dtype[np.uint8]] = np.frombuffer(self.batch["pixels"].buffers()[-1], np.uint8)
+        pixels = self.batch["pixels"].buffers()[-1]
+        self._data: np.ndarray[Any, np.dtype[np.uint8]] = np.frombuffer(pixels or b"", np.uint8)
         if self._offsets[-1] != len(self._data):
             raise ValueError(f"{path} has {len(self._data)} bytes of pixels instead of {self._offsets[-1]}")
+        self.block = self._data.reshape(-1, *self._shapes[0]) if len(set(self._shapes)) == 1 and pixels else None
+        """(n, height, width, 3): all images at once, where they have one size."""
+        self._objects = _ObjectColumns(self.batch) if "object_labels" in self.batch.schema.names else None
 
     def __len__(self) -> int:
         return len(self._shapes)
 
+    @property
+    def has_objects(self) -> bool:
+        return self._objects is not None
+
     def image(self, row: int) -> Image:
         """A read-only view of one image's pixels."""
         return self._data[self._offsets[row] : self._offsets[row + 1]].reshape(self._shapes[row])
+
+    def objects(self, row: int) -> Objects | None:
+        """The instances of one image; None where the data set has none."""
+        return self._objects.of(row) if self._objects else None
+
+
+class _ObjectColumns:
+    """The instances of a shard's rows, as views."""
+
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        self._offsets: list[int] = batch["object_labels"].offsets.to_pylist()
+        self._labels = batch["object_labels"].values.to_numpy()
+        self._boxes = batch["object_boxes"].values.flatten().to_numpy().reshape(-1, 4)
+        self._crowd = batch["object_crowd"].values.to_numpy().astype(bool)
+        masks = batch["object_masks"].values
+        self._masks = None if masks.null_count == len(masks) else masks
+
+    def of(self, row: int) -> Objects:
+        part = slice(self._offsets[row], self._offsets[row + 1])
+        masks = None
+        if self._masks is not None:
+            masks = tuple(mask or b"" for mask in self._masks[part].to_pylist())
+        return Objects(self._labels[part], self._boxes[part], self._crowd[part], masks)

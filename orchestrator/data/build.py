@@ -1,0 +1,229 @@
+"""Building a cache with Ray Data: one task per shard writes its file, and no pixel passes through the driver."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from orchestrator.data import Issue, get_format
+from orchestrator.data.cache import Cache, ShardFile, Stored, hash_file, open_cache, write_json
+from orchestrator.data.images import TURNS, Picture, load_stored
+from orchestrator.data.locks import exclusive
+from orchestrator.data.manifest import Manifest, sample_of
+from orchestrator.data.nodes import Place
+from orchestrator.data.objects import Objects, resolve
+from orchestrator.data.shards import FORMAT_VERSION, Row, write_shard
+from trainables.contracts import Sample
+from trainables.order import sample_keys
+
+SHARD_BYTES = 128 * 2**20
+MIN_SHARD_ROWS = 64
+LABELS_PER_SHARD = 50_000
+"""Rows of a shard without pixels."""
+
+OnProgress = Callable[[int, int], None]
+"""(images done, images in all)."""
+
+
+class BrokenData(ValueError):
+    """More samples than ``max_bad_fraction`` cannot be read."""
+
+
+class NoRoom(OSError):
+    """The disk is full. What was written has been removed."""
+
+
+def build_cache(
+    folder: Path,
+    manifest: Manifest,
+    stored: Stored,
+    max_bad_fraction: float,
+    on_progress: OnProgress,
+    copies: Place | None = None,
+) -> Cache:
+    """Build what a cache lacks on all CPUs of the cluster, or wait for another process that is at it. Needs Ray.
+
+    copies: where the node that builds a shard keeps a copy of it, if `folder` is one that all nodes see.
+    Raises BrokenData, NoRoom, and OSError where the folder cannot be written.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    total = len(manifest)
+    with exclusive(folder.with_suffix(".lock"), lambda: on_progress(sum(f.rows for f in _done(folder)), total)):
+        if (ready := open_cache(folder)) is not None:
+            return ready
+        started = time.monotonic()
+        (folder / "index.json").unlink(missing_ok=True)
+        folder.mkdir(exist_ok=True)
+        try:
+            rows = _plan(folder, manifest, stored)
+            task = _ShardTask(folder, stored, copies)
+            files = _build_shards(task, manifest, rows, max_bad_fraction, on_progress)
+        except (BrokenData, NoRoom):
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        index = {
+            "format_version": FORMAT_VERSION,
+            "name": manifest.name,
+            "fingerprint": manifest.fingerprint,
+            "classes": manifest.classes,
+            "stored": asdict(stored),
+            "build_seconds": round(time.monotonic() - started, 3),
+            "shards": [asdict(file) for file in files],
+            "issues": [asdict(issue) for issue in manifest.issues],
+        }
+        write_json(folder / "index.json", index)
+        return Cache(folder)
+
+
+def _plan(folder: Path, manifest: Manifest, stored: Stored) -> int:
+    """Rows per shard: decided once, so that a build which goes on on other machines cuts the same shards."""
+    import ray
+
+    path = folder / "plan.json"
+    try:
+        rows: int = json.loads(path.read_text())["rows_per_shard"]
+    except (OSError, ValueError, KeyError):
+        for leftover in folder.iterdir():
+            leftover.unlink()
+        cpus = int(ray.cluster_resources().get("CPU", 1))
+        row_bytes = stored.side**2 * 4  # a guess: 4:3 images at the stored short side
+        most = max(MIN_SHARD_ROWS, SHARD_BYTES // row_bytes) if stored.pixels else LABELS_PER_SHARD
+        rows = max(1, min(most, max(MIN_SHARD_ROWS, -(-len(manifest) // cpus))))
+        plan = {"name": manifest.name, "images": len(manifest), "rows_per_shard": rows, "stored": asdict(stored)}
+        write_json(path, plan)
+    return rows
+
+
+def _done(folder: Path) -> list[ShardFile]:
+    """The shards of a folder that are finished and sound; others are removed with their reports by `_build_shards`."""
+    files: list[ShardFile] = []
+    for report in sorted(folder.glob("shard-*.json")):
+        try:
+            files.append(ShardFile.parse(json.loads(report.read_text())))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return files
+
+
+def _build_shards(
+    task: _ShardTask, manifest: Manifest, rows: int, max_bad_fraction: float, on_progress: OnProgress
+) -> list[ShardFile]:
+    import ray.data
+
+    folder, total = task.folder, len(manifest)
+    done = {file.file: file for file in _done(folder) if file.is_sound(folder)}
+    blocks = [
+        manifest.table.slice(start, rows).append_column("file", pa.array([name] * min(rows, total - start)))
+        for start in range(0, total, rows)
+        if (name := f"shard-{start // rows:05d}.arrow") not in done
+    ]
+    _check(done.values(), total, max_bad_fraction)
+    on_progress(_count(done.values()), total)
+    logging.getLogger("ray.data").setLevel(logging.getLogger("ray").getEffectiveLevel())
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    if blocks:
+        dataset = ray.data.from_arrow(blocks).map_batches(task, batch_size=None, batch_format="pyarrow")
+        for row in dataset.iter_rows():
+            report = json.loads(row["report"])
+            _raise(report.get("error"))
+            file = ShardFile.parse(report)
+            done[file.file] = file
+            on_progress(_count(done.values()), total)
+            _check(done.values(), total, max_bad_fraction)
+    return [done[name] for name in sorted(done)]
+
+
+def _count(files: Any) -> int:
+    return sum(file.rows + sum(issue.kind == "image" for issue in file.issues) for file in files)
+
+
+def _check(files: Any, total: int, max_bad_fraction: float) -> None:
+    """Raises BrokenData as soon as it is certain, not at the end of the build."""
+    broken = [issue for file in files for issue in file.issues if issue.kind == "image"]
+    if len(broken) > max_bad_fraction * total or len(broken) == total:
+        examples = "; ".join(f"{i.id}: {i.reason}" for i in broken[:3])
+        raise BrokenData(
+            f"{len(broken)} of {total} images cannot be read, more than max_bad_fraction={max_bad_fraction} allows: "
+            + examples
+        )
+
+
+def _raise(error: list[Any] | None) -> None:
+    """Raise what went wrong in a task when it wrote: [errno, message]."""
+    if error:
+        kind = NoRoom if error[0] in (errno.ENOSPC, errno.EDQUOT) else OSError
+        raise kind(*error)
+
+
+@dataclass(frozen=True)
+class _ShardTask:
+    """Runs in a Ray Data task: decode the samples of one block, write their shard, return the metadata."""
+
+    folder: Path
+    stored: Stored
+    copies: Place | None
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        rows: list[Row] = []
+        issues: list[Issue] = []
+        for row in block.to_pylist():
+            made, found = make_row(sample_of(row), self.stored)
+            rows += made
+            issues += found
+        try:
+            file = _write(self.folder / block["file"][0].as_py(), rows, issues)
+        except OSError as error:
+            return pa.table({"report": [json.dumps({"error": [error.errno, error.strerror or str(error)]})]})
+        if self.copies:
+            self.copies.keep(self.folder, file)
+        return pa.table({"report": [json.dumps(asdict(file))]})
+
+
+def make_row(sample: Sample, stored: Stored) -> tuple[list[Row], list[Issue]]:
+    """The row of a sample (none, where its image cannot be read) and what was left out of it. The decode function."""
+    try:
+        picture = load_stored(get_format(stored.format).load(sample.image), stored.side, stored.fit)
+    except (OSError, ValueError) as error:
+        return [], [Issue(sample.id, str(error))]
+    objects: Objects | None = None
+    dropped: list[str] = []
+    if sample.objects is not None:
+        objects, dropped = resolve(sample, _raw_size(picture), picture.orientation, stored.frame)
+    key = int(sample_keys([sample.id])[0])
+    pixels = picture.pixels if stored.pixels else None
+    row = Row(sample.id, key, sample.image, sample.label, picture.height, picture.width, pixels, objects)
+    return [row], [Issue(sample.id, reason, "label") for reason in dropped]
+
+
+def _raw_size(picture: Picture) -> tuple[int, int]:
+    """(height, width) of the file's pixels, before its EXIF orientation was applied."""
+    size = picture.height, picture.width
+    return size[::-1] if TURNS[picture.orientation][0] else size
+
+
+def _write(path: Path, rows: list[Row], issues: list[Issue]) -> ShardFile:
+    """Write a shard and its report, each in one rename. Raises OSError, with nothing half-written left behind."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        size, mtime, digest = 0, 0, ""
+        if rows:
+            write_shard(draft, rows)
+            digest = hash_file(draft)
+            draft.replace(path)
+            size, mtime = path.stat().st_size, path.stat().st_mtime_ns
+        file = ShardFile(path.name, len(rows), size, mtime, digest, issues)
+        write_json(path.with_suffix(".json"), asdict(file))
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
+    return file

@@ -1,0 +1,157 @@
+"""From a manifest to an open cache: found, or built in the tier that `cache` asks for and that has room."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from orchestrator.data import store
+from orchestrator.data.build import NoRoom, OnProgress, build_cache
+from orchestrator.data.cache import Cache, Stored, open_cache
+from orchestrator.data.manifest import Manifest
+from orchestrator.data.nodes import Place
+from orchestrator.data.store import Tier
+from orchestrator.data.tiers import (
+    Choice,
+    Room,
+    choose_tier,
+    disk_room,
+    estimate_bytes,
+    gigabytes,
+    on_network,
+    ram_room,
+)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a run asks of the cache."""
+
+    setting: Any
+    """The config's `cache`."""
+    stored: Stored
+    whole: Manifest
+    used: Manifest
+    """The part of the data set that `fraction` leaves; the whole one at fraction 1."""
+    cache_dir: str | None
+    quota: int | None
+    max_bad_fraction: float
+    shared: Path | None = None
+    """On several nodes: the folder that all of them see. None where one node does everything."""
+    own_copies: bool = False
+    """Whether the nodes' cache folders differ, so that each keeps a copy."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The cache of a run, open in the driver."""
+
+    place: Place
+    cache: Cache
+    reused: bool
+    because: str
+    """Why it is not in the tier of first choice; empty where it is."""
+
+    @property
+    def tier(self) -> Tier:
+        return self.place.tier
+
+    def describe(self) -> str:
+        """Where it is, in words."""
+        found, size = ("found" if self.reused else "built"), gigabytes(self.cache.bytes)
+        where = {
+            "disk": f"{found} on disk, {size}, {self.place.folder}",
+            "ram": f"{found} in shared memory, {size}, removed at the end",
+            "false": "none: images are decoded again in every epoch",
+        }[self.tier]
+        copies = ", a copy on each node" if self.place.spread and self.tier != "false" else ""
+        return where + copies + (f" ({self.because})" if self.because else "")
+
+    def release(self) -> None:
+        """Let go of the cache; one in memory is removed where nobody else holds it."""
+        self.cache.close()
+        self.place.leave()
+
+
+def prepare(
+    wanted: Wanted, connect: Callable[[], None], on_progress: OnProgress, warn: Callable[[str], None]
+) -> Prepared:
+    """Open the cache, or build it. `connect` makes sure that Ray runs; it is called only where it is needed.
+
+    Raises BrokenData; ValueError where the tier that was asked for has no room; OSError where it cannot be written.
+    """
+    store.sweep()
+    root = store.disk_root(wanted.cache_dir)
+    if wanted.setting is not False and (ready := _ready(wanted, root)):
+        return ready
+    kind = on_network(root)
+    if kind and wanted.shared is None and wanted.setting == "disk":
+        warn(
+            f"the cache folder {root} is on a network file system ({kind}), which is slower than a disk of this machine"
+        )
+    choice = _choose(wanted, root, kind is not None)
+    while True:
+        try:
+            return _build(wanted, choice, connect, on_progress)
+        except NoRoom as error:
+            if wanted.setting == "disk":
+                raise ValueError(
+                    f"cache = disk: the disk is full ({error}); free some space or set cache to auto"
+                ) from error
+            choice = _smaller(choice, str(error))
+
+
+def _ready(wanted: Wanted, root: Path) -> Prepared | None:
+    """A cache on disk that can be used as it is, of the whole data set or of the part that is used."""
+    base = wanted.shared or root
+    for manifest in (wanted.whole, wanted.used):
+        folder = base / wanted.stored.key(manifest)
+        if (cache := open_cache(folder)) is None:
+            continue
+        tier, because, spread = "disk", "", wanted.own_copies
+        if wanted.setting in ("ram", True):
+            choice = choose_tier("ram", cache.bytes, Room(cache.bytes * 2, ""), ram_room(), network=False)
+            tier, because = choice.tier, choice.because
+            spread = spread or tier == "ram"  # the memory of each node takes a copy from the disk
+        place = Place(folder, tier, spread, wanted.cache_dir, wanted.quota)
+        if spread and not wanted.own_copies:
+            cache.close()
+            cache = place.open()
+        return Prepared(place, cache, True, because)
+    return None
+
+
+def _choose(wanted: Wanted, root: Path, network: bool) -> Choice:
+    if wanted.setting is False:
+        return Choice("false")
+    needed = estimate_bytes(wanted.used, wanted.stored)
+    if wanted.shared:  # nodes that have no room for copies read where all see them
+        room, network = disk_room(wanted.shared, None), False
+    else:
+        room = disk_room(root, wanted.quota)
+    return choose_tier(wanted.setting, needed, room, ram_room(), network)
+
+
+def _build(wanted: Wanted, choice: Choice, connect: Callable[[], None], on_progress: OnProgress) -> Prepared:
+    stored = replace(wanted.stored, pixels=choice.tier != "false")
+    base = wanted.shared or store.tier_root(choice.tier, wanted.cache_dir)
+    folder = base / stored.key(wanted.used)
+    place = Place(folder, choice.tier, wanted.own_copies, wanted.cache_dir, wanted.quota)
+    cache = open_cache(folder)
+    reused = cache is not None
+    if cache is None:
+        if wanted.quota is not None and choice.tier == "disk" and not wanted.shared:
+            store.make_room(base, estimate_bytes(wanted.used, stored), wanted.quota)
+        connect()
+        copies = place if place.spread else None
+        cache = build_cache(folder, wanted.used, stored, wanted.max_bad_fraction, on_progress, copies)
+    return Prepared(place, cache, reused, choice.because)
+
+
+def _smaller(choice: Choice, error: str) -> Choice:
+    """The next tier, after one turned out to be full while it was built."""
+    because = f"{choice.because}; " if choice.because else ""
+    because += f"the {'disk' if choice.tier == 'disk' else 'memory'} was full while the cache was built ({error})"
+    return Choice("ram" if choice.tier == "disk" and ram_room().bytes else "false", because)
