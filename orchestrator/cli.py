@@ -81,6 +81,25 @@ def resume(
 
 
 @app.command()
+def check(
+    target: Annotated[str, typer.Argument(metavar="CONFIG|DATA", help="YAML file; or folder, file or URI of data.")],
+    overrides: Overrides = None,
+    format: Annotated[str | None, typer.Option("--format", help="How the data is laid out, as coco or yolo.")] = None,
+    out: Annotated[str | None, typer.Option("--out", help="Folder for check.json and check.html.")] = None,
+) -> None:
+    """Look at every image and label of a data set, and write down what was found."""
+    from orchestrator.check import check as check_data
+    from orchestrator.console_check import CheckScreen
+
+    sys.path.insert(0, "")  # readers of the user's own lie in the current folder
+    screen = CheckScreen()
+    with screen:
+        report = check_data(target, overrides or (), format, out, screen)
+    if report.refused:
+        raise ConfigError(f"a run refuses this data: {report.refused}")
+
+
+@app.command()
 def schema(
     markdown: Annotated[bool, typer.Option("--markdown", help="The table of docs/config.md instead.")] = False,
 ) -> None:
