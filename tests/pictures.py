@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
+from orchestrator.data.cache import ShardFile, Stored, hash_file
 from orchestrator.data.images import Image
+from orchestrator.data.objects import Objects
 from orchestrator.data.shards import FORMAT_VERSION, Row, write_shard
 from trainables.order import sample_keys
 
@@ -41,9 +44,18 @@ def write_cache(folder: Path, rows: Sequence[Row], rows_per_shard: int = 8, **in
     for start in range(0, len(rows), rows_per_shard):
         path, part = folder / f"shard-{len(shards):05d}.arrow", rows[start : start + rows_per_shard]
         write_shard(path, part)
-        shards.append({"file": path.name, "rows": len(part), "bytes": path.stat().st_size, "sha256": ""})
-    content = {"format_version": FORMAT_VERSION, "build_seconds": 1.5, "issues": [], "shards": shards, **index}
-    (folder / "index.json").write_text(json.dumps(content))
+        stat = path.stat()
+        shards.append(asdict(ShardFile(path.name, len(part), stat.st_size, stat.st_mtime_ns, hash_file(path), [])))
+    plan = {"name": "made", "images": len(rows), "rows_per_shard": rows_per_shard, "stored": asdict(Stored("test", 12))}
+    content = {
+        "format_version": FORMAT_VERSION,
+        "stored": plan["stored"],
+        "build_seconds": 1.5,
+        "issues": [],
+        "shards": shards,
+    }
+    (folder / "plan.json").write_text(json.dumps(plan))
+    (folder / "index.json").write_text(json.dumps(content | index))
     return folder
 
 
@@ -51,6 +63,12 @@ def numbered_rows(train: int, val: int = 0, classes: int = 3, size: int = 12) ->
     """Samples whose pixels all have the number of the sample, so that a batch tells what is in it."""
     ids = [f"train/{i:03d}" for i in range(train)] + [f"val/{i:03d}" for i in range(train, train + val)]
     return [
-        Row(name, int(key), name.split("/")[0], i % classes, np.full((size, size + i % 3, 3), i, np.uint8))
+        row(name, int(key), i % classes, np.full((size, size + i % 3, 3), i, np.uint8))
         for i, (name, key) in enumerate(zip(ids, sample_keys(ids), strict=True))
     ]
+
+
+def row(name: str, key: int, label: int, pixels: Image | None, objects: Objects | None = None) -> Row:
+    """A row whose pixels are at full scale."""
+    height, width = (0, 0) if pixels is None else pixels.shape[:2]
+    return Row(name, key, f"/images/{name}", label, height, width, pixels, objects)

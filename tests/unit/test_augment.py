@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from trainables.augment import Image, center_view, train_view
+from trainables.augment import Augmentation, Image, Window, center_view, train_view
 
 GREY = 114
 SHAPES = [(100, 100), (150, 90), (90, 150), (70, 300), (301, 257), (40, 60), (9, 9), (8, 13)]
@@ -20,7 +20,7 @@ def trained(
     image: Image, size: int, draws: tuple[float, float, float, float], scale: float = 0.5, marker: int = 0
 ) -> Image:
     out = np.full((size, size, 3), marker, np.uint8)
-    train_view(image, out, scale, 0.5, np.array(draws))
+    train_view(image, out, Augmentation(scale=scale, fliplr=0.5), np.array([*draws, 1.0]))
     return out
 
 
@@ -69,7 +69,7 @@ def test_flips_mirror_left_to_right(shape: tuple[int, int]) -> None:
 def test_the_flip_probability_is_a_threshold_on_its_draw() -> None:
     image, out = noise(32, 32), np.empty((32, 32, 3), np.uint8)
     for probability, draw, flipped in [(0.0, 0.0, False), (1.0, 0.999, True), (0.3, 0.29, True), (0.3, 0.31, False)]:
-        train_view(image, out, 0.0, probability, np.array([0.5, 0.5, 0.5, draw]))
+        train_view(image, out, Augmentation(fliplr=probability), np.array([0.5, 0.5, 0.5, draw, 0.0]))
         assert np.array_equal(out, image[:, ::-1] if flipped else image)
 
 
@@ -160,7 +160,71 @@ def test_views_read_only_and_strided_images_are_taken(side: int, size: int) -> N
 def test_views_are_written_into_a_batch_in_place() -> None:
     batch = np.full((3, 40, 40, 3), 7, np.uint8)
     for image in (noise(100, 80), noise(30, 30)):
-        train_view(image, batch[1], 0.5, 1.0, np.array([0.0, 0.1, 0.2, 0.3]))
+        train_view(image, batch[1], Augmentation(scale=0.5, fliplr=1.0), np.array([0.0, 0.1, 0.2, 0.3, 0.0]))
         assert (batch[0] == 7).all()
         assert (batch[2] == 7).all()
         assert np.array_equal(batch[1], trained(image, 40, (0.0, 0.1, 0.2, 0.3)))
+
+
+# ------------------------------------------------------------------------------------------ flips, fits, colours
+
+
+def test_both_flips_together_turn_by_half() -> None:
+    image, out = noise(32, 32), np.empty((32, 32, 3), np.uint8)
+    draws = np.array([0.5, 0.5, 0.5, 0.1, 0.1])
+    for fliplr, flipud in [(0, 0), (1, 0), (0, 1), (1, 1)]:
+        window = train_view(image, out, Augmentation(fliplr=fliplr, flipud=flipud), draws)
+        expected = image[:: -1 if flipud else 1, :: -1 if fliplr else 1]
+        assert np.array_equal(out, expected)
+        assert window == Window(0, 0, 32, bool(fliplr), bool(flipud))
+
+
+def test_the_long_fit_shows_the_whole_image() -> None:
+    image, out = noise(60, 120, low=130), np.empty((120, 120, 3), np.uint8)
+    assert center_view(image, out, "long") == Window(0, -30, 120)
+    assert np.array_equal(out[30:90], image)
+    assert (out[:30] == GREY).all()
+    assert (out[90:] == GREY).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_window_tells_where_the_view_lies(shape: tuple[int, int]) -> None:
+    """A grid of coordinates, seen through the view, is the map of the window."""
+    rows, columns = np.mgrid[: shape[0], : shape[1]]
+    image = np.stack([columns * 255 / shape[1], rows * 255 / shape[0], 0 * rows], 2).astype(np.uint8)
+    out = np.empty((64, 64, 3), np.uint8)
+    for seed in range(5):
+        window = train_view(image, out, Augmentation(scale=0.4), np.array([*random_draws(seed), 1.0]))
+        for axis, start, length in ((0, window.left, shape[1]), (1, window.top, shape[0])):
+            centres = (np.arange(64) + 0.5) * window.side / 64 + start
+            edge = 2 + window.side / 64  # the first pixel of the image is blended with the grey around it
+            inside = (centres > edge) & (centres < length - edge)
+            middle = out[:, 32, axis] if axis else out[32, :, axis]
+            found = middle[inside] / 255 * length + 0.5
+            shown = middle[inside] != GREY
+            tolerance = 1 + window.side / 64 + length / 255
+            assert np.abs(found - centres[inside])[shown].max(initial=0) <= tolerance
+
+
+def coloured(image: Image, draws: list[float], **jitter: float) -> Image:
+    out = np.empty_like(image)
+    train_view(image, out, Augmentation(**jitter), np.array([0.5, 0.5, 0.5, 1.0, 1.0, *draws]))
+    return out
+
+
+def test_colour_jitter_changes_what_it_names() -> None:
+    image = noise(32, 32, low=40)[:, :, :] // 2
+    still = [0.5, 0.5, 0.5, 0.5]
+    everything = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
+    assert np.abs(coloured(image, still, **everything).astype(int) - image).max() <= 1, "the middle of the range"
+    brighter = coloured(image, [1.0, 0.5, 0.5, 0.5], brightness=0.4)
+    assert np.abs(brighter - np.clip(image * 1.4, 0, 255)).max() <= 1
+    flatter = coloured(image, [0.5, 0.0, 0.5, 0.5], contrast=0.5)
+    assert np.abs(flatter - (image * 0.5 + 127.5 * 0.5)).max() <= 1
+    grey = coloured(image, [0.5, 0.5, 0.0, 0.5], saturation=1.0)
+    luma = image @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(grey - luma[:, :, None]).max() <= 2
+    turned = coloured(image, [0.5, 0.5, 0.5, 1.0], hue=0.5)
+    assert np.abs(turned @ np.array([0.299, 0.587, 0.114]) - luma).mean() < 12, "the hue leaves the luma"
+    assert np.abs(turned.astype(int) - image).mean() > 12
+    assert np.array_equal(coloured(image, still), image)

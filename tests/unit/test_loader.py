@@ -12,13 +12,17 @@ import pytest
 
 from orchestrator.data.cache import Cache
 from orchestrator.data.loader import RING, Loader, View
+from orchestrator.data.objects import resolve
 from tests.pictures import noise, numbered_rows, write_cache
-from trainables.augment import DRAWS, center_view, train_view
-from trainables.contracts import Batch
+from tests.pictures import row as make_row
+from trainables.augment import Augmentation, center_view, train_view
+from trainables.contracts import Batch, Instance, Sample
 from trainables.order import draws, order
 
 TRAIN, VAL, BATCH, SIZE = 29, 11, 6, 10
-VIEW = View("numbers", "", ("a", "b", "c"), SIZE, BATCH, seed=3, scale=0.5, fliplr=0.5, val_fraction=0.2)
+HOW = Augmentation(scale=0.5, fliplr=0.5)
+KEYS = np.array([row.key for row in numbered_rows(TRAIN, VAL)], np.uint64)
+VIEW = View("numbers", "", ("a", "b", "c"), SIZE, BATCH, 3, KEYS[:TRAIN], KEYS[TRAIN:], HOW)
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +30,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
     """Samples with noise for pixels, in several shards."""
     rows = numbered_rows(TRAIN, VAL)
     for i, row in enumerate(rows):
+        assert row.pixels is not None
         row.pixels[:] = noise(row.pixels.shape[0], row.pixels.shape[1], seed=i)
     return Cache(write_cache(tmp_path_factory.mktemp("caches") / "cache", rows, rows_per_shard=9))
 
@@ -78,7 +83,7 @@ def test_the_facts(cache: Cache) -> None:
 def test_batches_hold_the_views_of_the_samples_in_order(cache: Cache) -> None:
     keys = cache.keys[:TRAIN]
     sequence = order(3, 2, keys)
-    numbers = draws(3, 2, keys, DRAWS)
+    numbers = draws(3, 2, keys, HOW.draws)
     for step, batch in enumerate(Loader(cache, VIEW).train(2)):
         members = sequence[step * BATCH : (step + 1) * BATCH]
         assert batch.samples.tolist() == members.tolist()
@@ -87,7 +92,7 @@ def test_batches_hold_the_views_of_the_samples_in_order(cache: Cache) -> None:
         assert str(batch.images.dtype) == "torch.uint8"
         for image, sample in zip(batch.images, members, strict=True):
             expected = np.empty((SIZE, SIZE, 3), np.uint8)
-            train_view(cache.image(sample), expected, 0.5, 0.5, numbers[sample])
+            train_view(cache.image(sample), expected, HOW, numbers[sample])
             assert np.array_equal(image.permute(1, 2, 0).numpy(), expected)
 
 
@@ -148,15 +153,70 @@ def test_validation_shows_each_sample_once_over_all_ranks(cache: Cache, world_si
     assert seen == list(range(TRAIN, TRAIN + VAL))
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_a_split_cut_from_training_is_the_same_for_all_ranks(tmp_path: Path, world_size: int) -> None:
-    cut = Cache(write_cache(tmp_path / "cache", numbered_rows(30)))
-    ranks = [Loader(cut, VIEW, rank, world_size) for rank in range(world_size)]
-    assert {(loader.info.train, loader.info.val) for loader in ranks} == {(24, 6)}
-    trained = [s for loader in ranks for batch in loader.train(0) for s in batch.samples]
-    validated = [s for loader in ranks for batch in loader.validation() for s in batch.samples]
-    assert sorted(trained + validated) == list(range(30))
-    assert np.bincount(cut.labels[validated]).tolist() == [2, 2, 2]
+def test_samples_that_the_cache_left_out_are_passed_over(tmp_path: Path) -> None:
+    rows = numbered_rows(TRAIN, VAL)
+    del rows[5], rows[TRAIN + 3]
+    loader = Loader(Cache(write_cache(tmp_path / "cache", rows)), VIEW)
+    assert (loader.info.train, loader.info.val) == (TRAIN - 1, VAL - 1)
+    trained = [loader.id_of(s) for batch in loader.train(0) for s in batch.samples]
+    whole = [name for name in epoch_ids(tmp_path) if name != "train/005"]
+    assert trained == whole, "the others keep their order"
+
+
+def epoch_ids(folder: Path) -> list[str]:
+    loader = Loader(Cache(write_cache(folder / "whole", numbered_rows(TRAIN, VAL))), VIEW)
+    return [loader.id_of(s) for batch in loader.train(0) for s in batch.samples]
+
+
+# ------------------------------------------------------------------------------------------- views and labels
+
+
+def test_batches_of_multi_scale_have_one_size_on_all_ranks(cache: Cache) -> None:
+    varied = view(imgsz=96, multi_scale=0.5)
+    ranks = [[tuple(b.images.shape[1:]) for b in Loader(cache, varied, rank, 3).train(0)] for rank in range(3)]
+    assert ranks[0] == ranks[1] == ranks[2]
+    sizes = {
+        shape for epoch in range(8) for shape in (tuple(b.images.shape[2:]) for b in Loader(cache, varied).train(epoch))
+    }
+    assert sizes == {(64, 64), (96, 96), (128, 128)}
+    assert {tuple(b.images.shape[2:]) for b in Loader(cache, varied).validation()} == {(96, 96)}
+
+
+def test_images_of_the_right_size_are_copied_as_they_are(tmp_path: Path) -> None:
+    rows = [make_row(f"train/{i}", i + 1, 0, noise(SIZE, SIZE, seed=i)) for i in range(9)]
+    still = view(augmentation=Augmentation(), train=np.arange(1, 9, dtype=np.uint64), val=np.array([9], np.uint64))
+    loader = Loader(Cache(write_cache(tmp_path / "cache", rows)), still)
+    for batch in [*loader.train(0), *loader.validation()]:
+        for image, sample in zip(batch.images, batch.samples, strict=True):
+            assert np.array_equal(image.permute(1, 2, 0).numpy(), rows[sample].pixels)
+
+
+def test_boxes_and_masks_follow_the_pixels(tmp_path: Path) -> None:
+    """A white rectangle on black is found again where its box and mask say, in every view."""
+    rows = []
+    for i in range(12):
+        pixels = np.zeros((60 + i, 90 - i, 3), np.uint8)
+        pixels[20:40, 30:60] = 255
+        outline = [30.0, 20.0, 60.0, 20.0, 60.0, 40.0, 30.0, 40.0]
+        sample = Sample(f"{i}", "train", "", "", objects=(Instance(1, (30, 20, 60, 40), [outline]),))
+        rows.append(make_row(f"{i}", i + 1, -1, pixels, resolve(sample, pixels.shape[:2], 1)[0]))
+    how = Augmentation(scale=0.5, fliplr=0.5, flipud=0.5)
+    keys = np.arange(1, 13, dtype=np.uint64)
+    scene = view(imgsz=128, train=keys, val=keys, augmentation=how, fit="long")
+    loader, seen = Loader(Cache(write_cache(tmp_path / "cache", rows)), scene), 0
+    for batch in [*(b for epoch in range(3) for b in loader.train(epoch)), *loader.validation()]:
+        assert batch.targets is not None
+        for image, targets in zip(batch.images, batch.targets, strict=True):
+            white = image.permute(1, 2, 0).numpy()[:, :, 0] > 200
+            for box, label, mask in zip(targets.boxes, targets.labels, targets.masks, strict=True):  # type: ignore[arg-type]
+                seen += 1
+                ys, xs = np.nonzero(white)
+                painted = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
+                assert np.abs(box.numpy() - painted).max() <= 2
+                overlap = (white & (mask.numpy() > 0)).sum() / (white | (mask.numpy() > 0)).sum()
+                assert overlap > 0.85
+                assert label == 1
+    assert seen >= 40
 
 
 # ------------------------------------------------------------------------------------- buffers and threads

@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from orchestrator.data import Format, Source
 from orchestrator.data.manifest import Manifest, read_manifest
 from tests.pictures import write_image, write_images
-from trainables.contracts import Sample
-from trainables.order import sample_keys
+from trainables.contracts import Instance, Sample
 
 
 @pytest.fixture
@@ -33,7 +33,6 @@ def test_the_table_holds_what_training_reads(root: Path) -> None:
     assert columns["id"] == sorted(columns["id"])
     assert columns["split"] == ["train"] * 6 + ["val"]
     assert columns["label"] == [0, 0, 0, 1, 1, 1, 0]
-    assert columns["key"] == sample_keys(columns["id"]).tolist()
     assert columns["image"] == [str(root / name) for name in columns["id"]]
 
 
@@ -129,7 +128,61 @@ def test_the_bundled_digits_have_a_manifest() -> None:
     assert manifest.fingerprint == read_manifest("digits").fingerprint
 
 
-def test_one_image_per_class_leaves_nothing_to_validate_on(tmp_path: Path) -> None:
-    root = write_images(tmp_path / "pets", {"cat": 1, "dog": 1})
-    with pytest.raises(ValueError, match="one image per class"):
-        read_manifest(str(root))
+def test_every_kind_of_sample_comes_back_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    outline = [[0.1, 0.2, 0.3, 0.4, 0.5, 0.6]]
+    runs = {"size": [3, 4], "counts": "0PPP"}
+    instances = (Instance(1, (0, 1, 2, 3.5)), Instance(0, None, outline, crowd=True), Instance(0, None, runs))
+    samples = [
+        Sample("a", "train", "/a.png", "s", 1),
+        Sample("b", "train", "/b.png", "s", objects=(), size=(3, 4)),
+        Sample("c", "val", "/c.png", "s", objects=(*instances, Instance(1, None, "/m.png")), relative=True),
+    ]
+    manifest = read_listed(samples[::-1], ("x", "y"), monkeypatch)
+    assert list(manifest.samples()) == samples
+    assert manifest.has_objects
+    for change in ({"crowd": False}, {"label": 1}, {"mask": [[0.0] * 6]}):
+        other = (instances[0], replace(instances[1], **change), instances[2])
+        changed = read_listed([*samples[:2], replace(samples[2], objects=other)], ("x", "y"), monkeypatch)
+        assert changed.fingerprint != manifest.fingerprint
+
+
+def test_run_lengths_may_be_bytes_and_polygons_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
+    masks: list[Any] = [{"size": [3, 4], "counts": b"0PPP"}, [np.array([0, 1, 2, 3, 4, 5.5])]]
+    sample = Sample("a", "train", "", "", objects=tuple(Instance(0, None, mask) for mask in masks))
+    [found] = read_listed([sample], ("x", "y"), monkeypatch).samples()
+    assert found.objects is not None
+    assert [item.mask for item in found.objects] == [{"size": [3, 4], "counts": "0PPP"}, [[0, 1, 2, 3, 4, 5.5]]]
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        (Sample("pic", "train", "", "", 2), "pic has class index 2, but there are 2 classes"),
+        (Sample("pic", "train", "", "", objects=(Instance(-1),)), "pic has class index -1"),
+    ],
+)
+def test_a_class_that_is_not_there_is_refused(sample: Sample, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_listed([sample], ("a", "b"), monkeypatch)
+
+
+def test_an_id_that_stands_for_two_images_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    twice = [Sample("a", "train", "1", "", 0), Sample("b", "train", "2", "", 0), Sample("a", "val", "3", "", 0)]
+    with pytest.raises(ValueError, match="'a' stands for several images"):
+        read_listed(twice, ("a", "b"), monkeypatch)
+
+
+def test_a_reader_that_gives_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("users_format")
+    module.read = lambda location: []  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "users_format", module)
+    with pytest.raises(ValueError, match=r"users_format:read gave a list instead of an orchestrator\.data\.Source"):
+        read_manifest("x", "users_format:read")
+
+
+def test_a_part_of_a_manifest_is_one_of_its_own(root: Path) -> None:
+    manifest = read_manifest(str(root))
+    part = manifest.take(np.array([0, 2, 5]))
+    assert part.table["id"].to_pylist() == [manifest.table["id"][i].as_py() for i in (0, 2, 5)]
+    assert part.fingerprint != manifest.fingerprint
+    assert manifest.take(np.arange(len(manifest))).fingerprint == manifest.fingerprint

@@ -9,16 +9,14 @@ import pytest
 from orchestrator.data.images import Image
 from orchestrator.data.shards import Row, Shard, write_shard
 from tests.pictures import noise
+from tests.pictures import row as make_row
 
 SAME = [(6, 5)] * 4
 OTHERS = [(6, 5), (5, 6), (1, 1), (30, 2)]
 
 
 def rows_of(shapes: list[tuple[int, int]]) -> list[Row]:
-    return [
-        Row(f"train/é/{i}.png", 2**64 - 1 - i, "train" if i % 2 else "val", i, noise(*shape, seed=i))
-        for i, shape in enumerate(shapes)
-    ]
+    return [make_row(f"train/é/{i}.png", 2**64 - 1 - i, i, noise(*shape, seed=i)) for i, shape in enumerate(shapes)]
 
 
 @pytest.mark.parametrize(
@@ -32,7 +30,7 @@ def test_what_is_written_is_what_is_read(tmp_path: Path, shapes: list[tuple[int,
     shard = Shard(tmp_path / "shard.arrow")
     assert len(shard) == len(rows)
     assert str(shard.batch["pixels"].type) == kind
-    for name in ("id", "key", "split", "label"):
+    for name in ("id", "key", "image", "label"):
         assert shard.batch[name].to_pylist() == [getattr(row, name) for row in rows]
     for i, row in reversed(list(enumerate(rows))):
         assert np.array_equal(shard.image(i), row.pixels)
@@ -42,7 +40,7 @@ def test_what_is_written_is_what_is_read(tmp_path: Path, shapes: list[tuple[int,
 def test_images_that_are_views_of_others_are_written_right(tmp_path: Path) -> None:
     whole: Image = noise(20, 20)
     views = [whole[::2, ::2], whole.transpose(1, 0, 2)[:10, :10], whole[5:15, 5:15]]
-    write_shard(tmp_path / "shard.arrow", [Row(str(i), i, "train", 0, view) for i, view in enumerate(views)])
+    write_shard(tmp_path / "shard.arrow", [make_row(str(i), i, 0, view) for i, view in enumerate(views)])
     shard = Shard(tmp_path / "shard.arrow")
     assert all(np.array_equal(shard.image(i), view) for i, view in enumerate(views))
 
@@ -85,15 +83,16 @@ def test_damaged_offsets_and_sizes_are_noticed_instead_of_read(tmp_path: Path) -
     rows, path = rows_of(OTHERS), tmp_path / "shard.arrow"
     write_shard(path, rows)
     content = path.read_bytes()
-    starts = np.cumsum([0, *(row.pixels.size for row in rows)])
+    images = [row.pixels for row in rows if row.pixels is not None]
+    starts = np.cumsum([0, *(image.size for image in images)])
     ids = np.cumsum([0, *(len(row.id.encode()) for row in rows)])
-    heights = np.array([row.pixels.shape[0] for row in rows])
+    widths = np.array([image.shape[1] for image in images])
     for column in (
         starts.astype(np.int64).tobytes(),
         ids.astype(np.int32).tobytes(),
-        heights.astype(np.int32).tobytes(),
+        widths.astype(np.int32).tobytes(),
     ):
-        assert content.count(column) == 1
+        assert content.count(column) >= 1
         path.write_bytes(content.replace(column, column[:-1] + b"\x70"))
         with pytest.raises(ValueError):  # noqa: PT011 (arrow's own words)
             Shard(path)
