@@ -141,7 +141,10 @@ def is_remote(place: str) -> bool:
 
 def read_bytes(place: str) -> bytes:
     """The content of a file at an absolute path or URI. Raises OSError; ValueError for a bucket that cannot be read."""
-    return buckets.read(place) if is_remote(place) else Path(place).read_bytes()
+    if is_remote(place):
+        return buckets.read(place)
+    with open(place, "rb") as file:
+        return file.read()
 
 
 def open_input(place: str) -> Any:
