@@ -81,7 +81,8 @@ def load_stored(content: bytes | Image, side: int, fit: Fit) -> Picture:
 def open_image(data: bytes, needed: int | None = None, fit: Fit = "short") -> Picture:
     """Decode an image file. Raises ValueError for what is no image, is cut off, or has more than MAX_PIXELS.
 
-    needed: pixels that the short or long side (`fit`) must keep: a larger JPEG is decoded at 1/2, 1/4 or 1/8 scale.
+    needed: pixels that the short or long side (`fit`) must keep: a larger JPEG is decoded at 1/2, 1/4 or 1/8 scale,
+    where its last row and column may stand for less than a whole pixel.
     """
     if not data:
         raise ValueError("the file is empty")
