@@ -130,7 +130,7 @@ def _split(path: str) -> str:
 
 def _open(place: str) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(open_input(place), buffer_size=READ_BUFFER)
+        return pq.ParquetFile(open_input(place), buffer_size=READ_BUFFER, pre_buffer=False)
     except pa.ArrowException as error:
         raise ValueError(f"{place} is not a Parquet file that can be read: {error}") from error
 

@@ -210,8 +210,22 @@ def test_listing_does_not_read_the_images(tmp_path: Path, monkeypatch: pytest.Mo
     cells = pa.array([{"bytes": noise[i:], "path": None} for i in range(20)], IMAGE)
     path = write(tmp_path / "a.parquet", {"image": cells, "label": list(range(20))}, rows_per_group=5)
     monkeypatch.setattr(parquet, "open_input", Counted)
+    monkeypatch.setattr(Counted, "total", 0)
     assert len(samples(path)) == 20
     assert 0 < Counted.total < 300_000 < 1_000_000 < path.stat().st_size
+
+
+def test_a_row_group_is_not_read_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of one row group that is larger than memory are common: pandas writes nothing else."""
+    noise = np.random.default_rng(0).bytes(10_000)
+    table = pa.table({"image": [noise[i:] for i in range(400)], "label": [0] * 400})
+    pq.write_table(table, tmp_path / "a.parquet", use_dictionary=False, data_page_size=10_000, write_batch_size=4)
+    monkeypatch.setattr(parquet, "open_input", Counted)
+    monkeypatch.setattr(Counted, "total", 0)
+    monkeypatch.setattr(parquet, "READ_BUFFER", 100_000)
+    references = [sample.image for sample in samples(tmp_path)]
+    assert [load(references[i]) for i in range(20)] == [noise[i:] for i in range(20)]
+    assert Counted.total < 1_000_000 < 2_000_000 < (tmp_path / "a.parquet").stat().st_size
 
 
 # ---------------------------------------------------------------------------------------- refusals, detection
