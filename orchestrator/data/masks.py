@@ -137,29 +137,30 @@ def bits_of_runs(runs: RunLengths, sizes: Sequence[tuple[int, int]]) -> Bits:
     if not isinstance(size, Sequence) or tuple(size) not in sizes:
         raise ValueError(f"has the size {size}, but the image is {list(sizes[0])}")
     height, width = sizes[sizes.index(tuple(size))]
-    if isinstance(counts, str | bytes):
-        lengths = _decompress(counts.encode() if isinstance(counts, str) else counts)
-    else:
-        lengths = np.asarray(counts)
-    whole = lengths.ndim == 1 and lengths.dtype.kind in "iu"
-    if not whole or (lengths < 0).any() or (lengths > height * width).any() or lengths.sum() != height * width:
+    try:
+        lengths = _decompress(counts) if isinstance(counts, str | bytes) else np.array(counts)
+    except ValueError:
+        lengths = np.array(None)
+    usable = lengths.ndim == 1 and lengths.dtype.kind == "i"
+    if not usable or (lengths < 0).any() or (lengths > height * width).any() or lengths.sum() != height * width:
         raise ValueError(f"has damaged run lengths: they do not add up to {height} x {width} pixels")
     values = (np.arange(len(lengths)) & 1).astype(np.uint8)
     return np.ascontiguousarray(np.repeat(values, lengths).reshape(width, height).T)
 
 
-def _decompress(text: bytes) -> np.ndarray[Any, np.dtype[np.int64]]:
+def _decompress(text: str | bytes) -> np.ndarray[Any, np.dtype[np.int64]]:
     """The runs of COCO's compressed text: numbers in 5-bit digits, from the fourth on less the last but one.
 
-    Damaged text gives wrong or no runs, never an error.
+    Damaged text gives wrong runs or a ValueError.
     """
-    digits = np.frombuffer(text, np.uint8).astype(np.int64) - 48
+    content = text.encode("ascii") if isinstance(text, str) else text
+    digits = np.frombuffer(content, np.uint8).astype(np.int64) - 48
     if not len(digits) or digits.min() < 0 or digits.max() > 63 or digits[-1] & 32:
-        return np.array([-1])
+        raise ValueError("not a compressed mask")
     first = np.flatnonzero(np.append(True, (digits[:-1] & 32) == 0))
     place = np.arange(len(digits)) - np.repeat(first, np.diff(np.append(first, len(digits))))
     if place.max() > 7:  # more than any image has pixels
-        return np.array([-1])
+        raise ValueError("not a compressed mask")
     numbers = np.add.reduceat((digits & 31) << (5 * place), first)
     last = np.append(first[1:], len(digits)) - 1
     numbers -= ((digits[last] & 16) > 0) * (1 << (5 * (place[last] + 1)))

@@ -134,7 +134,7 @@ def to_targets(
             else:
                 x0, y0, x1, y1 = np.floor(boxes[i] + 0.5).astype(int)
                 out[y0:y1, x0:x1] = 1
-        visible = drawn.reshape(len(kept), -1).any(1)
+        visible = drawn.any((1, 2))
         kept, drawn = kept[visible], drawn if visible.all() else drawn[visible]
     return Targets(
         boxes=torch.from_numpy(boxes[kept].astype(np.float32)),
