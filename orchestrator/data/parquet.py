@@ -30,6 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestrator.data import SPLITS, Format, Issue, Source
+from orchestrator.data.faults import Faults, Wrong
 from orchestrator.data.files import Files, open_input, read_bytes
 from orchestrator.data.parquet_columns import (
     Columns,
@@ -42,8 +43,6 @@ from orchestrator.data.parquet_columns import (
 )
 from trainables.contracts import Sample
 
-EXAMPLES = 3
-"""How many wrong rows one message shows."""
 STREAMS, KEPT_BYTES, AT_A_TIME = 2, 2**26, 16
 """Row groups that are read from at a time, the bytes of each that stay in memory, and the rows of a step."""
 READ_BUFFER = 2**23
@@ -71,7 +70,7 @@ def read(location: str) -> Source:
     values = _found(parts, columns) if names is None else list(range(len(names)))
     index = {value: i for i, value in enumerate(values)}
     issues: list[Issue] = []
-    return Source(root.name, names or tuple(map(str, values)), _samples(parts, columns, index, issues), issues)
+    return Source(root.name, names or tuple(map(str, values)), _samples(root, parts, columns, index, issues), issues)
 
 
 def load(reference: str) -> bytes:
@@ -158,24 +157,23 @@ def _found(parts: list[Part], columns: Columns) -> list[Any]:
     return sorted(found) if columns.text else list(range(max(found, default=-1) + 1))
 
 
-def _samples(parts: list[Part], columns: Columns, index: Mapping[Any, int], issues: list[Issue]) -> Iterator[Sample]:
-    wrong: list[str] = []
+def _samples(
+    root: Files, parts: list[Part], columns: Columns, index: Mapping[Any, int], issues: list[Issue]
+) -> Iterator[Sample]:
+    faults = Faults(root.location)
     for part in parts:
         for number, reference, row in _rows(part, columns):
             id = f"{part.path}:{number:08d}"  # so that the order of ids is that of rows
             try:
                 sample = _sample(id, part, reference, row, columns, index)
-            except ValueError as error:
-                wrong.append(f"{part.place} row {number}: {error}")
-                if len(wrong) == EXAMPLES:
-                    raise ValueError("; ".join(wrong)) from error
+            except Wrong as wrong:
+                faults.add(f"{part.path} row {number}: {wrong.what}", wrong.rule)
                 continue
             if sample.objects is None and sample.label < 0 and part.split != "test":
                 issues.append(Issue(id, "the row has no class"))
             else:
                 yield sample
-    if wrong:
-        raise ValueError("; ".join(wrong))
+    faults.refuse()
 
 
 def _rows(part: Part, columns: Columns) -> Iterator[tuple[int, str, Row]]:

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from orchestrator.data.faults import Wrong, short
 from trainables.contracts import Instance
 
 IMAGES = ("image", "img", "picture")
@@ -100,7 +101,7 @@ def classes_in(table: pa.Table, columns: Columns) -> set[Any]:
 
 
 def objects_of(row: Row, columns: Columns, index: Mapping[Any, int]) -> tuple[Instance, ...]:
-    """The objects of a row. `index` maps values of classes to indices. Raises ValueError that says what is wrong."""
+    """The objects of a row. `index` maps values of classes to indices. Raises Wrong."""
     cell = row[columns.objects] if columns.objects else row
     assert columns.box is not None
     if isinstance(cell, list):
@@ -111,7 +112,9 @@ def objects_of(row: Row, columns: Columns, index: Mapping[Any, int]) -> tuple[In
     polygons = (cell[columns.polygons] if columns.polygons else None) or [None] * len(boxes)
     crowds = (cell[columns.crowd] if columns.crowd else None) or [False] * len(boxes)
     if not len(boxes) == len(labels) == len(polygons) == len(crowds):
-        raise ValueError(f"{len(boxes)} boxes, but {len(labels)} of {columns.label}")
+        raise Wrong(
+            f"{len(boxes)} boxes", f"do not go with {len(labels)} of {columns.label} (or other lists beside it)"
+        )
     return tuple(
         Instance(class_index(label, index), _box(box, columns.box), _polygons(parts), bool(crowd))
         for box, label, parts, crowd in zip(boxes, labels, polygons, crowds, strict=True)
@@ -120,13 +123,13 @@ def objects_of(row: Row, columns: Columns, index: Mapping[Any, int]) -> tuple[In
 
 def class_index(label: Any, index: Mapping[Any, int]) -> int:
     if label not in index:
-        raise ValueError(f"class {label}, but there are {len(index)} classes (0 to {len(index) - 1})")
+        raise Wrong(f"class {label}", f"is not one of the {len(index)} classes (0 to {len(index) - 1})")
     return index[label]
 
 
 def _box(box: Any, name: str) -> tuple[float, float, float, float]:
     if box is None or len(box) != 4 or None in box:
-        raise ValueError(f"a box of {name} is {box}, not four numbers")
+        raise Wrong(f"{name} = {short(box)}", "is not four numbers")
     a, b, c, d = map(float, box)
     return (a, b, c, d) if name in CORNERS else (a, b, a + c, b + d)
 

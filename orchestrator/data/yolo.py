@@ -18,13 +18,12 @@ from itertools import islice
 from typing import NamedTuple
 
 from orchestrator.data import Format, Issue, Source
+from orchestrator.data.faults import EXAMPLES, Faults, Wrong, short
 from orchestrator.data.files import Files, read_many
 from orchestrator.data.images import EXTENSIONS
 from orchestrator.data.yolo_layout import Layout, detect, find_layout
 from trainables.contracts import Instance, Sample
 
-EXAMPLES = 3
-"""How many wrong rows one message shows."""
 LOWEST, HIGHEST = -0.5, 1.5
 """Beyond these a coordinate is no fraction that rounding took over the edge."""
 AT_A_TIME = 4096
@@ -51,26 +50,19 @@ def read(location: str) -> Source:
 
 def _samples(layout: Layout, issues: list[Issue]) -> Iterator[Sample]:
     images = _Images(layout)
-    wrong: list[str] = []
+    faults = Faults(layout.root.location)
     for split in layout.splits:
         for item, text in _with_text(images.items(split, issues)):
             try:
                 objects, repeated = _objects(text, len(layout.names))
-            except ValueError as error:
-                wrong.append(f"{item.labels}:{error}")
-                if len(wrong) < EXAMPLES:
-                    continue
-                raise _senseless(layout, wrong) from error
+            except Wrong as wrong:
+                faults.add(f"{images.id(item.labels or '')}:{wrong.what}", wrong.rule)
+                continue
             issues += [Issue(item.id, reason, "label") for reason in repeated]
             yield Sample(item.id, split, item.image, item.stamp, objects=objects, relative=True)
-    if wrong:
-        raise _senseless(layout, wrong)
+    faults.refuse()
     images.refuse_shared()
     issues += images.without_image()
-
-
-def _senseless(layout: Layout, wrong: list[str]) -> ValueError:
-    return ValueError(f"labels that make no sense with the classes of {layout.told_by}: {'; '.join(wrong)}")
 
 
 def _with_text(items: Iterable[Item]) -> Iterator[tuple[Item, bytes]]:
@@ -85,7 +77,7 @@ def _with_text(items: Iterable[Item]) -> Iterator[tuple[Item, bytes]]:
 
 
 def _objects(text: bytes, classes: int) -> tuple[tuple[Instance, ...], list[str]]:
-    """The objects of a label file, and what was left out. ValueError begins with the number of the line."""
+    """The objects of a label file, and what was left out. Raises Wrong, which begins with the number of the line."""
     lines: dict[str, int] = {}
     objects: list[Instance] = []
     repeated: list[str] = []
@@ -99,24 +91,29 @@ def _objects(text: bytes, classes: int) -> tuple[tuple[Instance, ...], list[str]
         lines[row] = number
         try:
             objects.append(_instance(row.split(), classes))
-        except ValueError as error:
-            raise ValueError(f"{number}: {error}") from error
+        except Wrong as wrong:
+            raise Wrong(f"{number}: {wrong.what}", wrong.rule) from wrong
     return tuple(objects), repeated
 
 
 def _instance(row: list[str], classes: int) -> Instance:
-    index, *values = map(float, row)
+    try:
+        index, *values = map(float, row)
+    except ValueError as error:
+        raise Wrong(short(" ".join(row)), "is not a row of numbers") from error
     if len(row) == 6:
-        raise ValueError("6 columns: a box has 5; with a confidence these look like predictions, not labels")
+        raise Wrong(
+            "6 columns", "are one more than a box has: with a confidence these look like predictions, not labels"
+        )
     if len(row) != 5 and (len(row) < 7 or len(row) % 2 == 0):
-        raise ValueError(f"{len(row)} columns: a box has 5 (CLASS CX CY W H), a polygon 7 or more, an odd number")
+        raise Wrong(f"{len(row)} columns", "are neither a box (CLASS CX CY W H) nor a polygon of three or more points")
     if not index.is_integer():
-        raise ValueError(f"class {row[0]} is not an integer")
+        raise Wrong(f"class {row[0]}", "is not an integer")
     if not 0 <= index < classes:
-        raise ValueError(f"class {row[0]}, but there are {classes} names (0 to {classes - 1})")
+        raise Wrong(f"class {row[0]}", f"is not one of the {classes} names (0 to {classes - 1})")
     if not all(LOWEST <= value <= HIGHEST for value in values):
         odd = next(text for text, value in zip(row[1:], values, strict=True) if not LOWEST <= value <= HIGHEST)
-        raise ValueError(f"coordinate {odd}: are these pixels? YOLO labels are fractions of width and height")
+        raise Wrong(f"coordinate {odd}", "is no fraction of width or height, as YOLO labels are (are these pixels?)")
     if len(row) > 5:
         return Instance(int(index), mask=(tuple(values),))
     x, y, width, height = values
@@ -143,7 +140,7 @@ class _Images:
         for place in self._layout.splits[split]:
             images = exist = labelled = 0
             for image, stamp in self._listed(place) if place.endswith(".txt") else self._below(place):
-                item = Item(self._id(image), image, stamp, self._labels_of(image))
+                item = Item(self.id(image), image, stamp, self._labels_of(image))
                 images, exist, labelled = images + 1, exist + (stamp != MISSING), labelled + (item.labels is not None)
                 if self._is_first(item.id, split, issues):
                     yield item
@@ -171,7 +168,7 @@ class _Images:
             for name in self._files_of(labels):
                 stem, suffix = posixpath.splitext(name)
                 if suffix == ".txt" and stem not in stems and name != "classes.txt":
-                    yield Issue(self._id(f"{labels}/{name}"), "there is no image for these labels", "label")
+                    yield Issue(self.id(f"{labels}/{name}"), "there is no image for these labels", "label")
 
     def _is_first(self, id: str, split: str, issues: list[Issue]) -> bool:
         before = self._split_of.setdefault(id, "")
@@ -222,7 +219,8 @@ class _Images:
                 return f"{labels}/{text}"
         return None
 
-    def _id(self, place: str) -> str:
+    def id(self, place: str) -> str:
+        """A path relative to the root."""
         root = self._files.location
         return place[len(root) + 1 :] if place.startswith(f"{root}/") else posixpath.relpath(place, root)
 

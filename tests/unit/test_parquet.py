@@ -139,11 +139,11 @@ def test_boxes_in_columns_of_their_own_go_by_the_columns_name(tmp_path: Path, na
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
-        ({"bbox": [[1, 2, 3, 4]], "category": [0, 1]}, "row 1: 1 boxes, but 2 of category"),
-        ({"bbox": [[1, 2, 3]], "category": [0]}, r"row 1: a box of bbox is \[1, 2, 3\], not four numbers"),
-        ({"bbox": [None], "category": [0]}, "row 1: a box of bbox is None"),
-        ({"bbox": [[1, 2, 3, 4]], "category": [2]}, r"row 1: class 2, but there are 2 classes \(0 to 1\)"),
-        ({"bbox": [[1, 2, 3, 4]], "category": [None]}, "row 1: class None, but"),
+        ({"bbox": [[1, 2, 3, 4]], "category": [0, 1]}, "row 1: 1 boxes do not go with 2 of category"),
+        ({"bbox": [[1, 2, 3]], "category": [0]}, r"row 1: bbox = \[1, 2, 3\] is not four numbers"),
+        ({"bbox": [None], "category": [0]}, "row 1: bbox = null is not four numbers"),
+        ({"bbox": [[1, 2, 3, 4]], "category": [2]}, r"row 1: class 2 is not one of the 2 classes \(0 to 1\)"),
+        ({"bbox": [[1, 2, 3, 4]], "category": [None]}, "row 1: class None is not"),
     ],
 )
 def test_wrong_objects_are_refused_with_file_and_row(tmp_path: Path, cell: dict[str, Any], message: str) -> None:
@@ -256,7 +256,7 @@ def test_what_is_no_such_data_set_is_refused(tmp_path: Path) -> None:
 def test_labels_beyond_the_names_are_refused_with_the_first_rows(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", {"label": [0, 2, 1, 3, 4, 5]}, {"label": CLASS_LABEL})
     with pytest.raises(
-        ValueError, match=r"row 1: class 2, but there are 2 classes .* row 3: .* row 4: class 4"
+        ValueError, match=r"row 1: class 2 is not one of the 2 classes .*row 3: .*row 4: class 4, 1 more"
     ) as caught:
         samples(path)
     assert "row 5" not in str(caught.value)
