@@ -109,7 +109,7 @@ class Files:
         place = self.place(path) if path else self.location
         if is_remote(place):
             found = _remote_list(place, path, recursive=True)
-            shown = (e for e in found if not e.is_dir and "/." not in e.path[len(path) :])
+            shown = (e for e in found if not e.is_dir and "/." not in f"/{e.path[len(path) :]}")
             yield from sorted(shown, key=lambda e: e.path)
         else:
             yield from self._walk_local(path, frozenset())
