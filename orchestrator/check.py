@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ import yaml
 
 from orchestrator.config import Config, ConfigError, Problem
 from orchestrator.console_check import CheckScreen
+from orchestrator.data import SPLITS
 from orchestrator.data.files import is_remote
 from orchestrator.launch import cpu_count
 from orchestrator.reading import Source, read_source, validate
@@ -60,19 +62,18 @@ def check(
     from orchestrator.data.manifest import read_manifest
     from orchestrator.data.page import render
 
-    threads = min(cpu_count(), MAX_THREADS)
+    threads = MAX_THREADS if is_remote(chosen.location) else min(cpu_count(), MAX_THREADS)
     screen.waiting("listing the data set")
     try:
-        manifest = read_manifest(chosen.location, chosen.format, ("train", "val", "test"))
-        folder = Path(out) if out else Path(f"check-{_file_name(manifest.name)}")
-        folder.mkdir(parents=True, exist_ok=True)
-        report = check_data(manifest, chosen.location, chosen.frame, chosen.max_bad_fraction, threads, screen.checking)
+        manifest = read_manifest(chosen.location, chosen.format, SPLITS)
     except (ValueError, OSError) as error:
         raise chosen.wrong(error) from error
-    screen.waiting("drawing the pictures")
-    page = render(report, chosen.frame, threads)
-    _write(folder / "check.json", json.dumps(report.to_json(), indent=1, allow_nan=False))
-    _write(folder / "check.html", page)
+    with _folder(out or f"check-{_file_name(manifest.name)}") as folder:
+        report = check_data(manifest, chosen.location, chosen.frame, chosen.max_bad_fraction, threads, screen.checking)
+        screen.waiting("drawing the pictures")
+        page = render(report, chosen.frame, threads)
+        _write(folder / "check.json", json.dumps(report.to_json(), indent=1, allow_nan=False))
+        _write(folder / "check.html", page)
     screen.report(report, folder)
     return report
 
@@ -109,6 +110,22 @@ def _is_config(target: str) -> bool:
 
 def _file_name(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "data"
+
+
+@contextmanager
+def _folder(path: str | Path) -> Iterator[Path]:
+    """A folder to write to, made before the work begins; taken away again where the work fails and it is empty."""
+    folder = Path(path).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write to {folder}: {error.strerror or error}; name another folder with --out"
+        ) from error
+    finally:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _write(path: Path, text: str) -> None:

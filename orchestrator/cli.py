@@ -41,6 +41,13 @@ ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file.")]
 Local = Annotated[bool, typer.Option("--local", help="Train in this process, without Ray workers.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Ray's output and whole tracebacks.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Override keys of the file.")]
+Keys = Annotated[list[str] | None, typer.Argument(metavar="KEY", help="Keys, or how they begin.")]
+Folder = Annotated[
+    str | None, typer.Option("--dir", help="Folder of the caches, in place of ORCHESTRATOR_CACHE or the user's own.")
+]
+
+cache = typer.Typer(no_args_is_help=True, help="List, remove and verify the caches of decoded images.")
+app.add_typer(cache, name="cache")
 
 
 def _keys_help() -> str:
@@ -93,10 +100,54 @@ def check(
 
     sys.path.insert(0, "")  # readers of the user's own lie in the current folder
     screen = CheckScreen()
-    with screen:
-        report = check_data(target, overrides or (), format, out, screen)
+    try:
+        with screen:
+            report = check_data(target, overrides or (), format, out, screen)
+    except KeyboardInterrupt as error:
+        typer.echo("orchestrator: interrupted", err=True)
+        raise typer.Exit(130) from error
     if report.refused:
         raise ConfigError(f"a run refuses this data: {report.refused}")
+
+
+@cache.command("ls")
+def list_caches(folder: Folder = None) -> None:
+    """List the caches with their size, state and last use."""
+    from orchestrator import cache_commands
+
+    cache_commands.list_caches(folder)
+
+
+@cache.command("rm")
+def remove_caches(
+    keys: Keys = None,
+    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    unfinished: Annotated[bool, typer.Option("--unfinished", help="Those whose build was interrupted.")] = False,
+    older_than: Annotated[
+        float | None, typer.Option("--older-than", metavar="DAYS", min=0, help="Those not used for so long.")
+    ] = None,
+    folder: Folder = None,
+) -> None:
+    """Remove caches; those in use stay.
+
+    A run that needs one builds it again.
+    """
+    from orchestrator import cache_commands
+
+    if not cache_commands.remove_caches(keys or (), everything, unfinished, older_than, folder):
+        raise typer.Exit(1)
+
+
+@cache.command("verify")
+def verify_caches(keys: Keys = None, folder: Folder = None) -> None:
+    """Compare the caches with their hashes.
+
+    What is damaged is removed, and made again by the next run that needs it.
+    """
+    from orchestrator import cache_commands
+
+    if not cache_commands.verify_caches(keys or (), folder):
+        raise typer.Exit(1)
 
 
 @app.command()

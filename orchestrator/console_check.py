@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.console import Screen, duration
+from orchestrator.console import Screen, _Pace, duration
 
 if TYPE_CHECKING:
     from orchestrator.data.check import Report
@@ -25,15 +24,15 @@ class CheckScreen(Screen):
         """How many images were looked at; without a terminal, a line per quarter."""
         if self._activity != "check":
             self.close()
-            self._activity, self._begun, self._told = "check", time.monotonic(), 0
+            self._activity, self._pace = "check", _Pace(done)
         info = f"{done:,} of {total:,} images"
         if done >= total:
             self.close()
         elif self._has_bars:
-            left = (time.monotonic() - self._begun) * (total - done) / done if done else 0
-            self._show("check", "checking", done, total, info + (f"  {duration(left)} left" if done else ""))
-        elif 4 * done // total > self._told:
-            self._told = 4 * done // total
+            left = self._pace.left(done, total)
+            self._show("check", "checking", done, total, info + (f"  {duration(left)} left" if left else ""))
+        elif 4 * done // total > self._pace.told:
+            self._pace.told = 4 * done // total
             self._line(f"checking: {info} ({100 * done // total} %)")
 
     def report(self, report: Report, folder: Path) -> None:

@@ -29,7 +29,9 @@ class Kind:
 
 
 KINDS = {
-    "missing_image": Kind("left out", "{n} image without a file|{n} images without a file", "The labels name them."),
+    "missing_image": Kind(
+        "left out", "{n} image without a file|{n} images without a file", "A broken link, or a name in the labels only."
+    ),
     "empty_image": Kind("left out", "{n} empty image file|{n} empty image files", "Copy them again, or remove them."),
     "broken_image": Kind(
         "left out", "{n} image that cannot be decoded|{n} images that cannot be decoded", "Repair or remove them."

@@ -17,9 +17,10 @@ from orchestrator.data.charts import Chart, chart
 from orchestrator.data.check import Report
 from orchestrator.data.counts import images_of_classes
 from orchestrator.data.flaws import Flaw
+from orchestrator.data.look import Box
 from orchestrator.data.manifest import Manifest, sample_of
 from orchestrator.data.objects import Frame
-from orchestrator.data.scan import Box, Example
+from orchestrator.data.scan import Example
 from orchestrator.data.thumbnails import thumbnail
 from trainables.contracts import Sample
 from trainables.order import sample_keys
@@ -135,8 +136,11 @@ def _album(manifest: Manifest, frame: Frame, threads: int, wanted: Iterable[Want
         label = manifest.classes[sample.label] if sample.label >= 0 else ""
         return Picture(uri, sample.id, sample.split, label)
 
-    with ThreadPoolExecutor(threads, "pictures") as pool:
+    pool = ThreadPoolExecutor(threads, "pictures")
+    try:
         return dict(zip(distinct, pool.map(make, distinct, map(sample_of, columns.to_pylist())), strict=True))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _charts(report: Report) -> list[tuple[str, list[Chart]]]:

@@ -12,8 +12,8 @@ import simplejpeg
 
 from orchestrator.data import masks
 from orchestrator.data.images import Image
+from orchestrator.data.look import Box, Load, picture_of, raw_size
 from orchestrator.data.objects import Frame, Objects, resolve
-from orchestrator.data.scan import Box, Load, picture_of, raw_size
 from trainables.contracts import Sample
 
 SIDE, SMALLEST = 168, 84
@@ -90,8 +90,8 @@ def _view(size: tuple[int, int], focus: Array | None) -> View:
         window = min(max(ROOM * side, SIDE / 3), *size)
         left, top = ((focus[:2] + focus[2:]) / 2 - window / 2).clip(0, (width - window, height - window)).round()
         return View(float(left), float(top), window, window, SIDE / window)
-    scale = SIDE / long if long >= SMALLEST else float(-(-SMALLEST // long))
-    return View(0, 0, width, height, min(scale, 1) if SMALLEST <= long < SIDE else scale)
+    scale = SIDE / long if long > SIDE else 1.0 if long >= SMALLEST else -(-SMALLEST // long)
+    return View(0, 0, width, height, scale)
 
 
 def _cut(pixels: Image, size: tuple[int, int], view: View) -> Array:
