@@ -47,6 +47,18 @@ def free(path: Path) -> Iterator[bool]:
         path.unlink(missing_ok=True)
 
 
+def held(path: Path) -> bool:
+    """Whether a process holds a lock, alone or shared; True too where that cannot be told."""
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 def _acquire(path: Path, kind: int) -> IO[str] | None:
     """The locked file; None where it is taken and `kind` does not wait."""
     while True:

@@ -91,16 +91,17 @@ def prepare(
         warn(
             f"the cache folder {root} is on a network file system ({kind}), which is slower than a disk of this machine"
         )
-    choice = _choose(wanted, root, kind is not None)
+    needed = 0 if wanted.setting is False else estimate_bytes(wanted.used, wanted.stored)
+    disk, ram = _disk_room(wanted, root), ram_room()
     while True:
+        choice = choose_tier(wanted.setting, needed, disk, ram, kind is not None and wanted.shared is None)
         try:
-            return _build(wanted, choice, connect, on_progress)
+            return _build(wanted, choice, needed, connect, on_progress)
         except NoRoom as error:
-            if wanted.setting == "disk":
-                raise ValueError(
-                    f"cache = disk: the disk is full ({error}); free some space or set cache to auto"
-                ) from error
-            choice = _smaller(choice, str(error))
+            if choice.tier == "false":
+                raise  # not even the labels
+            full = Room(0, f"it was full while the cache was built: {error}")
+            disk, ram = (full, ram) if choice.tier == "disk" else (disk, full)
 
 
 def _ready(wanted: Wanted, root: Path) -> Prepared | None:
@@ -123,18 +124,16 @@ def _ready(wanted: Wanted, root: Path) -> Prepared | None:
     return None
 
 
-def _choose(wanted: Wanted, root: Path, network: bool) -> Choice:
-    if wanted.setting is False:
-        return Choice("false")
-    needed = estimate_bytes(wanted.used, wanted.stored)
-    if wanted.shared:  # nodes that have no room for copies read where all see them
-        room, network = disk_room(wanted.shared, None), False
-    else:
-        room = disk_room(root, wanted.quota)
-    return choose_tier(wanted.setting, needed, room, ram_room(), network)
+def _disk_room(wanted: Wanted, root: Path) -> Room:
+    base = wanted.shared or root
+    begun = store.folder_bytes(base / wanted.stored.key(wanted.used))
+    # nodes that have no room for copies read where all see them
+    return disk_room(base, None if wanted.shared else wanted.quota, begun)
 
 
-def _build(wanted: Wanted, choice: Choice, connect: Callable[[], None], on_progress: OnProgress) -> Prepared:
+def _build(
+    wanted: Wanted, choice: Choice, needed: int, connect: Callable[[], None], on_progress: OnProgress
+) -> Prepared:
     stored = replace(wanted.stored, pixels=choice.tier != "false")
     base = wanted.shared or store.tier_root(choice.tier, wanted.cache_dir)
     folder = base / stored.key(wanted.used)
@@ -143,15 +142,8 @@ def _build(wanted: Wanted, choice: Choice, connect: Callable[[], None], on_progr
     reused = cache is not None
     if cache is None:
         if wanted.quota is not None and choice.tier == "disk" and not wanted.shared:
-            store.make_room(base, estimate_bytes(wanted.used, stored), wanted.quota)
+            store.make_room(base, needed, wanted.quota, keep=folder)
         connect()
         copies = place if place.spread else None
         cache = build_cache(folder, wanted.used, stored, wanted.max_bad_fraction, on_progress, copies)
     return Prepared(place, cache, reused, choice.because)
-
-
-def _smaller(choice: Choice, error: str) -> Choice:
-    """The next tier, after one turned out to be full while it was built."""
-    because = f"{choice.because}; " if choice.because else ""
-    because += f"the {'disk' if choice.tier == 'disk' else 'memory'} was full while the cache was built ({error})"
-    return Choice("ram" if choice.tier == "disk" and ram_room().bytes else "false", because)

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from orchestrator.data import get_format
+from orchestrator.data import get_format, store
 from orchestrator.data.cache import Stored
 from orchestrator.data.images import load_stored
-from orchestrator.data.locks import free
 from orchestrator.data.manifest import Manifest
-from orchestrator.data.store import MEMORY, Tier, entries
+from orchestrator.data.store import Tier
 
 PROBES = 48
 """Images that are decoded to estimate the size of a cache."""
 DISK_MARGIN, RAM_MARGIN = 1.05, 1.2
 """A tier must have so many times the estimate: estimates err, and memory is needed for other things too."""
+CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 NETWORK = {
     "nfs",
     "nfs4",
@@ -61,7 +62,7 @@ class Choice:
 def estimate_bytes(manifest: Manifest, stored: Stored) -> int:
     """The size of a cache, from images spread over the data set. Decodes at most PROBES of them."""
     count = len(manifest)
-    positions = sorted({i * count // PROBES for i in range(PROBES)})
+    positions = sorted({i * count // PROBES for i in range(min(count, PROBES))})
     sizes = []
     for row in manifest.table.take(positions).to_pylist():
         try:
@@ -72,36 +73,32 @@ def estimate_bytes(manifest: Manifest, stored: Stored) -> int:
     return round(count * sum(sizes) / len(sizes)) if sizes else 0
 
 
-def disk_room(root: Path, quota: int | None) -> Room:
-    """What the disk under a cache folder can take; the quota counts the caches that cannot be removed."""
+def disk_room(root: Path, quota: int | None, begun: int = 0) -> Room:
+    """What the disk under a cache folder can take; the quota counts the caches that cannot be removed.
+
+    begun: bytes that are there already of the cache that needs room.
+    """
     nearest = next(p for p in (root, *root.parents) if p.exists())
-    disk = Room(shutil.disk_usage(nearest).free, f"free on the disk of {root}")
+    disk = Room(shutil.disk_usage(nearest).free + begun, f"free on the disk of {root}")
     if quota is None:
         return disk
-    left = Room(max(quota - _in_use(root), 0), f"cache_quota of {root}")
+    taken = sum(entry.bytes for entry in store.entries(root) if entry.is_read or entry.is_built)
+    left = Room(max(quota - taken, 0), f"cache_quota of {root}")
     return min(disk, left, key=lambda room: room.bytes)
 
 
 def ram_room() -> Room:
     """What shared memory can take: its own size, the machine's free memory, and the container's limit."""
-    if not MEMORY.is_dir():
-        return Room(0, "no shared memory here")
+    if not store.MEMORY.is_dir():
+        return Room(0, "there is no shared memory here")
+    root = store.ram_root()
+    if root.exists() and not store.is_own_folder(root):
+        return Room(0, f"{root} is not this user's")
     rooms = [
-        Room(shutil.disk_usage(MEMORY).free, f"free in {MEMORY}"),
+        Room(shutil.disk_usage(store.MEMORY).free, f"free in {store.MEMORY}"),
         Room(psutil.virtual_memory().available, "free memory"),
+        *_group_rooms(),
     ]
-    group = Path("/sys/fs/cgroup")
-    try:
-        most, now = (group / "memory.max").read_text(), int((group / "memory.current").read_text())
-        cached = next(
-            int(line.split()[1])
-            for line in (group / "memory.stat").read_text().splitlines()
-            if line.startswith("inactive_file ")
-        )
-        if most.strip() != "max":
-            rooms.append(Room(max(int(most) - now + cached, 0), "memory limit of the container"))
-    except (OSError, ValueError, StopIteration):
-        pass
     return min(rooms, key=lambda room: room.bytes)
 
 
@@ -115,7 +112,8 @@ def choose_tier(setting: Any, needed: int, disk: Room, ram: Room, network: bool)
     if setting == "disk":
         if not fits_disk:
             raise ValueError(
-                f"cache = disk: {on_disk}; free some, name another cache_dir, or set cache to auto, ram or false"
+                f"cache = disk: {on_disk}; free some (orchestrator cache ls lists what caches take), "
+                "name another cache_dir, or set cache to auto, ram or false"
             )
         return Choice("disk")
     if setting in ("ram", True):
@@ -134,7 +132,8 @@ def on_network(root: Path) -> str | None:
     """The type of the network file system that a folder lies on; None on a local one."""
     path = str(root.resolve())
     mounts = [p for p in psutil.disk_partitions(all=True) if f"{path}/".startswith(_slash(p.mountpoint))]
-    kind = max(mounts, key=lambda p: len(p.mountpoint)).fstype if mounts else ""
+    # of several at one place, the last one hides the others
+    kind = max(reversed(mounts), key=lambda p: len(p.mountpoint)).fstype if mounts else ""
     fuse = kind.startswith("fuse.") and "overlay" not in kind  # overlays are the layers of a container
     return kind if kind in NETWORK or fuse else None
 
@@ -147,9 +146,35 @@ def _slash(path: str) -> str:
     return path if path.endswith(os.sep) else path + os.sep
 
 
-def _in_use(root: Path) -> int:
-    total = 0
-    for entry in entries(root):
-        with free(entry.folder.with_suffix(".use")) as unread:
-            total += 0 if unread else entry.bytes
-    return total
+def _group_rooms() -> Iterator[Room]:
+    """What is left below the memory limits of this process's control groups, of version 2 and of version 1."""
+    try:
+        groups = [line.split(":", 2) for line in OWN_CGROUPS.read_text().splitlines()]
+    except OSError:
+        return
+    for _, controllers, path in groups:
+        if controllers not in ("", "memory"):
+            continue
+        names = _GROUP_FILES[controllers]
+        root = CGROUPS / controllers
+        own = root / path.lstrip("/")
+        for group in (own, *own.parents):
+            if group.is_relative_to(root) and (left := _left(group, *names)) is not None:
+                yield Room(left, "memory limit of the container")
+
+
+_GROUP_FILES = {
+    "": ("memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+"""The limit, what counts towards it, and which part of that the system gives back when it is needed."""
+
+
+def _left(group: Path, limit: str, usage: str, cached: str) -> int | None:
+    """Bytes below the limit of one group; None where it has none."""
+    try:
+        most, now = int((group / limit).read_text()), int((group / usage).read_text())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return max(most - now + int(stat[cached]), 0)
+    except (OSError, ValueError, KeyError):  # no such file, or "max"
+        return None
