@@ -73,6 +73,11 @@ def crop(bits: Bits) -> Bitmap:
     return Bitmap(left, top, np.ascontiguousarray(bits[top : top + height, left : left + width]))
 
 
+def rectangle(box: np.ndarray[Any, np.dtype[np.float32]]) -> Outlines:
+    """A box (4,) as a mask."""
+    return Outlines((box[[0, 1, 2, 1, 2, 3, 0, 3]].reshape(4, 2),))
+
+
 def bounds(mask: Mask) -> tuple[float, float, float, float]:
     """The box of a mask as x0, y0, x1, y1."""
     if isinstance(mask, Bitmap):
@@ -97,22 +102,32 @@ def draw(mask: Mask, out: Bits, scale: float = 1.0, left: float = 0.0, top: floa
     out[y0:y1, x0:x1] |= mask.bits[np.ix_(rows[y0:y1], columns[x0:x1])]
 
 
-def _fill(points: np.ndarray[Any, Any], out: Bits) -> None:
-    """Set the pixels whose centre lies in a polygon.
+def _fill(points: Points, out: Bits) -> None:
+    """Set the pixels whose centre lies in a polygon (even-odd rule).
 
-    OpenCV also fills the pixels that the outline touches. So it draws at a multiple of the size, of which every n-th
-    pixel is taken: what is too much is 1/4 pixel of a small object and 1/2 of a large one.
+    Where the outline crosses the centre line of a row, inside and outside change: the sorted crossings are run lengths.
+    OpenCV's fillPoly also fills what the outline touches, half a pixel too much all around.
     """
     height, width = out.shape
-    x0, y0 = np.clip(np.floor(points.min(0)), 0, (width, height)).astype(int)
-    x1, y1 = np.clip(np.ceil(points.max(0)), 0, (width, height)).astype(int)
-    if x0 == x1 or y0 == y1:
+    (x0, y0), (x1, y1) = points.T, np.roll(points, -1, 0).T
+    rows = np.clip(np.ceil(np.stack([y0, y1]) - 0.5), 0, height).astype(np.int64)
+    first, last = rows.min(0), rows.max(0)
+    counts = last - first
+    if not counts.any():
         return
-    n = 4 if (x1 - x0) * (y1 - y0) <= 2**16 else 2
-    canvas = np.zeros(((y1 - y0) * n, (x1 - x0) * n), np.uint8)
-    at = np.clip((points - (x0, y0)) * n - 0.5, -(2**24), 2**24)  # OpenCV's coordinates are pixel centres, in 32 bits
-    cv2.fillPoly(canvas, [np.round(at * 16).astype(np.int32)], (1,), shift=4)
-    out[y0:y1, x0:x1] |= canvas[n // 2 - 1 :: n, n // 2 - 1 :: n]
+    edge = np.repeat(np.arange(len(points)), counts)
+    row = np.arange(len(edge)) + np.repeat(first - np.cumsum(counts) + counts, counts)
+    crossing = x0[edge] + (row + 0.5 - y0[edge]) * ((x1 - x0)[edge] / (y1 - y0)[edge])
+    column = np.clip(np.ceil(crossing - 0.5), 0, width).astype(np.int64)
+    top, left, bottom, right = row.min(), column.min(), last.max(), column.max()
+    shape = (bottom - top, right - left)
+    at = np.sort((row - top) * shape[1] + column - left)
+    out[top:bottom, left:right] |= _unroll(np.diff(at, prepend=0, append=shape[0] * shape[1])).reshape(shape)
+
+
+def _unroll(lengths: np.ndarray[Any, np.dtype[np.int64]]) -> Bits:
+    """Runs of zeros and ones in turns."""
+    return np.repeat((np.arange(len(lengths)) & 1).astype(np.uint8), lengths)
 
 
 def outlines(polygons: Sequence[Sequence[float]]) -> list[np.ndarray[Any, np.dtype[np.float64]]]:
@@ -144,8 +159,7 @@ def bits_of_runs(runs: RunLengths, sizes: Sequence[tuple[int, int]]) -> Bits:
     usable = lengths.ndim == 1 and lengths.dtype.kind == "i"
     if not usable or (lengths < 0).any() or (lengths > height * width).any() or lengths.sum() != height * width:
         raise ValueError(f"has damaged run lengths: they do not add up to {height} x {width} pixels")
-    values = (np.arange(len(lengths)) & 1).astype(np.uint8)
-    return np.ascontiguousarray(np.repeat(values, lengths).reshape(width, height).T)
+    return np.ascontiguousarray(_unroll(lengths).reshape(width, height).T)
 
 
 def _decompress(text: str | bytes) -> np.ndarray[Any, np.dtype[np.int64]]:

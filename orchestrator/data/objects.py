@@ -128,12 +128,8 @@ def to_targets(
     if objects.masks is not None:
         drawn = np.zeros((len(kept), size, size), np.uint8)
         for out, i in zip(drawn, kept, strict=True):
-            if objects.masks[i]:
-                mirrored = out[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
-                masks.draw(masks.decode(objects.masks[i]), mirrored, scale, left, top)
-            else:
-                x0, y0, x1, y1 = np.floor(boxes[i] + 0.5).astype(int)
-                out[y0:y1, x0:x1] = 1
+            mask = masks.decode(objects.masks[i]) if objects.masks[i] else masks.rectangle(objects.boxes[i])
+            masks.draw(mask, out[:: -1 if flip_y else 1, :: -1 if flip_x else 1], scale, left, top)
         visible = drawn.any((1, 2))
         kept, drawn = kept[visible], drawn if visible.all() else drawn[visible]
     return Targets(
