@@ -84,7 +84,7 @@ class Caching:
         if len(nodes) < 2:
             return None, False
         root = disk_root(config.cache_dir)
-        views = survey(nodes, config.data, checked.manifest, checked.storage, root)
+        views = survey(nodes, config.data, checked.manifest, checked.storage, config.cache_dir)
         for blind in (view for view in views if not view.data):
             raise ConfigError(
                 f"data = {config.data}: node {blind.host} does not see it; with several nodes, put the data on a file "

@@ -32,7 +32,7 @@ def checkpoint(run: Path, name: str = "last") -> State:
 
 @dataclass(frozen=True)
 class Received:
-    """The sample ids that the workers of a run wrote down (`record_samples`), joined over the ranks in their order."""
+    """What the workers of a run wrote down (`record_samples`), joined over the ranks in their order."""
 
     ranks: int
     batches: dict[tuple[int, int], list[str]]
@@ -40,19 +40,27 @@ class Received:
     shares: dict[tuple[int, int], list[int]]
     """How many of a batch each rank had."""
     validation: list[str]
+    pixels: dict[tuple[int, int], list[str]]
+    """Hashes of a batch's images, as the model got them."""
+    validation_pixels: dict[str, str]
+    """By sample id."""
 
 
 def received(run: Path) -> Received:
     files = sorted((run / "logs").glob("samples-*.jsonl"))
     batches: dict[tuple[int, int], list[str]] = defaultdict(list)
     shares: dict[tuple[int, int], list[int]] = defaultdict(list)
+    pixels: dict[tuple[int, int], list[str]] = defaultdict(list)
     validation: list[str] = []
+    validation_pixels: dict[str, str] = {}
     for file in files:
         for line in file.read_text().splitlines():
             record = json.loads(line)
             if "step" in record:
                 batches[record["epoch"], record["step"]] += record["samples"]
+                pixels[record["epoch"], record["step"]] += record["pixels"]
                 shares[record["epoch"], record["step"]].append(len(record["samples"]))
             else:
                 validation += record["samples"]
-    return Received(len(files), dict(batches), dict(shares), validation)
+                validation_pixels |= dict(zip(record["samples"], record["pixels"], strict=True))
+    return Received(len(files), dict(batches), dict(shares), validation, dict(pixels), validation_pixels)

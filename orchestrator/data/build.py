@@ -28,6 +28,8 @@ from trainables.order import sample_keys
 
 SHARD_BYTES = 128 * 2**20
 MIN_SHARD_ROWS = 64
+TASKS_PER_CPU = 4
+"""At least, so that no CPU waits long for the last one, and the progress shows."""
 LABELS_PER_SHARD = 50_000
 """Rows of a shard without pixels."""
 
@@ -98,7 +100,7 @@ def _plan(folder: Path, manifest: Manifest, stored: Stored) -> int:
         cpus = int(ray.cluster_resources().get("CPU", 1))
         row_bytes = stored.side**2 * 4  # a guess: 4:3 images at the stored short side
         most = max(MIN_SHARD_ROWS, SHARD_BYTES // row_bytes) if stored.pixels else LABELS_PER_SHARD
-        rows = max(1, min(most, max(MIN_SHARD_ROWS, -(-len(manifest) // cpus))))
+        rows = max(1, min(most, max(MIN_SHARD_ROWS, -(-len(manifest) // (cpus * TASKS_PER_CPU)))))
         plan = {"name": manifest.name, "images": len(manifest), "rows_per_shard": rows, "stored": asdict(stored)}
         write_json(path, plan)
     return rows

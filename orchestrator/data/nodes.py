@@ -19,7 +19,7 @@ from orchestrator.data.cache import Cache, ShardFile, hash_file
 from orchestrator.data.files import is_remote
 from orchestrator.data.locks import exclusive
 from orchestrator.data.manifest import Manifest
-from orchestrator.data.store import Tier, make_room, remove, tier_root
+from orchestrator.data.store import Tier, disk_root, make_room, remove, tier_root
 from orchestrator.data.tiers import DISK_MARGIN, RAM_MARGIN, disk_room, ram_room
 
 PROBED = 3
@@ -101,18 +101,22 @@ def computing_nodes() -> list[str]:
     return [n["NodeID"] for n in ray.nodes() if n["Alive"] and (n["Resources"].get("CPU", 0) or n["NodeID"] == here)]
 
 
-def survey(nodes: Sequence[str], location: str, manifest: Manifest, storage: Path, cache: Path) -> list[NodeView]:
-    """Ask each node whether it sees the data, the storage and the cache folder as the driver does."""
+def survey(
+    nodes: Sequence[str], location: str, manifest: Manifest, storage: Path, cache_dir: str | None
+) -> list[NodeView]:
+    """Ask each node whether it sees the data and the storage, and whether its cache folder is the driver's."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     images = manifest.table["image"].slice(0, PROBED).to_pylist()
     paths = [path for path in [location, *images] if not is_remote(path) and os.path.exists(path)]
-    tokens = [_token(storage), _token(cache)]
+    tokens = [_token(storage), _token(disk_root(cache_dir))]
     look = ray.remote(num_cpus=0)(_look)
     try:
         answers = [
-            look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(paths, *tokens)
+            look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+                paths, tokens[0], tokens[1].name, cache_dir
+            )
             for node in nodes
         ]
         return list(ray.get(answers))
@@ -121,8 +125,9 @@ def survey(nodes: Sequence[str], location: str, manifest: Manifest, storage: Pat
             token.unlink(missing_ok=True)
 
 
-def _look(paths: list[str], storage: Path, cache: Path) -> NodeView:
-    return NodeView(socket.gethostname(), all(map(os.path.exists, paths)), storage.exists(), cache.exists())
+def _look(paths: list[str], storage: Path, cache: str, cache_dir: str | None) -> NodeView:
+    seen = all(map(os.path.exists, paths)), storage.exists(), (disk_root(cache_dir) / cache).exists()
+    return NodeView(socket.gethostname(), *seen)
 
 
 def _token(folder: Path) -> Path:

@@ -38,7 +38,7 @@ class DecodedImages:
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=0,
-            concurrency=cpus,
+            concurrency=max(1, min(cpus, len(blocks))),
         )
         self._ids = cache.ids
         self._images = self._read()

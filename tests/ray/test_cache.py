@@ -16,7 +16,8 @@ from PIL import Image
 
 from orchestrator import launch
 from orchestrator.config import ConfigError
-from orchestrator.data.cache import Cache, build_cache, cache_folder
+from orchestrator.data.build import build_cache
+from orchestrator.data.cache import Cache, Stored, stored_side
 from orchestrator.data.manifest import read_manifest
 from orchestrator.train import train
 from tests.colours import TRAIN, VAL, ids, write_colours
@@ -24,6 +25,7 @@ from tests.ray.conftest import MakeConfig
 from tests.results import received
 
 IMGSZ = 16
+STORED = Stored("imagefolder", stored_side(IMGSZ, 0))
 RED, BLUE, GREY = (254, 0, 0), (0, 0, 254), (90, 90, 90)
 
 
@@ -81,7 +83,7 @@ def kinds(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, n
     manifest = read_manifest(str(folder / "data"))
     assert launch.connect(cluster, verbose=False)
     try:
-        cache = build_cache(folder / "cache" / "kinds", manifest, IMGSZ, 0, lambda done, total: None)
+        cache = build_cache(folder / "cache" / "kinds", manifest, STORED, 0, lambda done, total: None)
     finally:
         launch.disconnect()
     return {Path(name.as_py()).name: cache.image(i) for i, name in enumerate(cache.ids)}
@@ -120,9 +122,11 @@ def test_broken_images_are_left_out_and_told(make_config: MakeConfig, flawed: Pa
     data = result.summary["dataset"]
     assert (data["train"], data["val"], data["skipped"]) == (sum(TRAIN) - 1, sum(VAL) - 1, 2)
     with (result.folder / "data_issues.csv").open(newline="") as file:
-        issues = {row["id"]: row["reason"] for row in csv.DictReader(file)}
+        listed = list(csv.DictReader(file))
+    assert {row["kind"] for row in listed} == {"image"}
+    issues = {row["id"]: row["reason"] for row in listed}
     assert list(issues) == BROKEN
-    assert "decoded" in issues[BROKEN[0]]
+    assert "cut off" in issues[BROKEN[0]]
     assert "empty" in issues[BROKEN[1]]
     seen = received(result.folder)
     used = sorted(seen.validation + [name for batch in seen.batches.values() for name in batch])
@@ -141,7 +145,7 @@ def test_too_many_broken_images_are_refused(make_config: MakeConfig, flawed: Pat
     assert "max_bad_fraction=0.05" in message
     assert all(name in message for name in BROKEN)
     assert not storage.exists()
-    assert not [path for path in caches.iterdir() if path.suffix != ".lock"]
+    assert not [path for path in caches.iterdir() if path.is_dir()]
 
 
 # ---------------------------------------------------------------------------------------------------- reuse
@@ -154,10 +158,10 @@ def test_the_second_run_finds_the_cache(make_config: MakeConfig, tmp_path: Path)
     assert (first["tier"], first["reused"]) == ("disk", False)
     [shard] = tmp_path.glob("*/shard-*.arrow")
     assert first["bytes"] == shard.stat().st_size
-    before = {path: path.stat().st_mtime_ns for path in shard.parent.iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in shard.parent.glob("shard-*")}
     second = train(config, local=True).summary["cache"]
     assert second == {**first, "reused": True}
-    assert {path: path.stat().st_mtime_ns for path in shard.parent.iterdir()} == before
+    assert {path: path.stat().st_mtime_ns for path in shard.parent.glob("shard-*")} == before
 
 
 def _cut(path: Path) -> None:
@@ -170,8 +174,8 @@ def test_a_damaged_or_outdated_cache_is_built_again(tmp_path: Path) -> None:
 
     def build() -> tuple[Cache, bool]:
         manifest, built = read_manifest(str(data)), []
-        folder = cache_folder(tmp_path / "cache", manifest, IMGSZ)
-        return build_cache(folder, manifest, IMGSZ, 0, lambda done, total: built.append(done)), bool(built)
+        folder = tmp_path / "cache" / STORED.key(manifest)
+        return build_cache(folder, manifest, STORED, 0, lambda done, total: built.append(done)), bool(built)
 
     cache, built = build()
     assert built
@@ -188,13 +192,35 @@ def test_a_damaged_or_outdated_cache_is_built_again(tmp_path: Path) -> None:
     assert not cache.image(cache.ids.to_pylist().index("train/red/0.png")).any()
 
 
+@pytest.mark.usefixtures("connected")
+def test_only_a_damaged_shard_is_built_again(tmp_path: Path) -> None:
+    data = write_colours(tmp_path / "data", {"train": (70, 70, 60)})
+    manifest = read_manifest(str(data))
+    folder, told = tmp_path / "cache" / "key", []
+    cache = build_cache(folder, manifest, STORED, 0, lambda done, total: None)
+    pixels = [cache.image(i).copy() for i in range(len(cache))]
+    shards = sorted(folder.glob("*.arrow"))
+    assert len(shards) == 4
+    before = {path.name: path.stat().st_ino for path in shards}
+    content = bytearray(shards[1].read_bytes())
+    content[-200] ^= 255
+    shards[1].write_bytes(content)
+    cache = build_cache(folder, manifest, STORED, 0, lambda done, total: told.append((done, total)))
+    assert told[0] == (136, 200)
+    assert told[-1] == (200, 200)
+    after = {path.name: path.stat().st_ino for path in folder.glob("*.arrow")}
+    assert [name for name in before if after[name] != before[name]] == ["shard-00001.arrow"]
+    assert all(np.array_equal(cache.image(i), image) for i, image in enumerate(pixels))
+
+
 # ----------------------------------------------------------------------------------------------- concurrently
 
 BUILD = """
 import sys, time
 from pathlib import Path
 from orchestrator import launch
-from orchestrator.data.cache import build_cache
+from orchestrator.data.build import build_cache
+from orchestrator.data.cache import Stored
 from orchestrator.data.manifest import read_manifest
 address, data, folder, me, other = sys.argv[1:]
 manifest = read_manifest(data)
@@ -203,7 +229,7 @@ Path(me).touch()
 while not Path(other).exists():
     time.sleep(0.01)
 told = []
-cache = build_cache(Path(folder), manifest, 8, 0, lambda done, total: told.append(done))
+cache = build_cache(Path(folder), manifest, Stored("imagefolder", 9), 0, lambda done, total: told.append(total))
 assert len(cache) == len(manifest.table)
 assert all(cache.image(i).shape == (9, 9, 3) for i in range(len(cache)))
 launch.disconnect()
@@ -230,8 +256,8 @@ def test_two_processes_build_the_same_cache_at_once(cluster: str, colours: Path,
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [0, 0], finished
-    assert sorted(out.split()[-1] for out, _ in finished) == ["built", "found"]
-    assert sorted(path.name for path in folder.parent.iterdir()) == ["key", "key.lock"]
+    assert "built" in {out.split()[-1] for out, _ in finished}
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["key", "key.lock", "key.use"]
 
 
 @pytest.mark.usefixtures("connected")

@@ -40,6 +40,8 @@ def test_every_worker_takes_its_share(records: dict[int, Received], workers: int
 def test_global_batches_do_not_depend_on_the_number_of_workers(records: dict[int, Received], workers: int) -> None:
     batches = records[workers].batches
     assert batches == records[1].batches
+    assert records[workers].pixels == records[1].pixels
+    assert records[workers].validation_pixels == records[1].validation_pixels
     assert list(batches) == [(epoch, step) for epoch in range(EPOCHS) for step in range(3)]
     assert [len(batch) for batch in batches.values()] == [10, 10, 2] * EPOCHS
     assert batches[0, 0] != batches[1, 0]  # shuffled anew
