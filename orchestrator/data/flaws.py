@@ -104,7 +104,7 @@ KINDS = {
     "box_outside": Kind(
         "note",
         "{n} object that reaches beyond its image|{n} objects that reach beyond their image",
-        "By more than 1 % of the side. Boxes and masks are clipped to the image.",
+        "By more than 1 % of its width or height. Boxes and masks are clipped to the image.",
     ),
     "tiny_object": Kind(
         "note",

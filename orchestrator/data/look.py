@@ -128,7 +128,7 @@ def _label_flaws(
         beyond = max(-x0 / width, -y0 / height, x1 / width - 1, y1 / height - 1)
         if beyond > OUTSIDE:
             box = (x0 * across, y0 * down, x1 * across, y1 * down) if picture.orientation == 1 else None
-            yield "box_outside", f"box {number} reaches {beyond:.1%} of the side beyond the image", box
+            yield "box_outside", f"box {number}: {100 * beyond:.3g} % beyond", box
 
 
 def _box_flaws(objects: Objects, picture: Picture) -> Iterator[tuple[str, str, Box | None]]:

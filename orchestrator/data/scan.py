@@ -70,7 +70,7 @@ class Scan:
             "width": Histogram(1, 2**17),
             "height": Histogram(1, 2**17),
             "aspect": Histogram(2**-6, 2**6),
-            "objects": Histogram(1, 2**14, steps=2, whole=16),
+            "objects": Histogram(1, 2**14, steps=2, whole=64),
         }
         self.boxes = {
             "width": Histogram(2**-2, 2**17),

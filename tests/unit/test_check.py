@@ -24,10 +24,12 @@ from orchestrator.data import scan as scanning
 from orchestrator.data.check import Report
 from orchestrator.data.check import check as check_manifest
 from orchestrator.data.duplicates import copies, lookalikes
+from orchestrator.data.flaws import KINDS
 from orchestrator.data.histogram import Histogram
 from orchestrator.data.images import Image
 from orchestrator.data.manifest import read_manifest
 from orchestrator.data.page import render
+from tests.conftest import ROOT
 from tests.pictures import noise
 from trainables.contracts import Instance, Sample
 
@@ -198,7 +200,7 @@ def test_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ids(report, "dropped_object") == [("b",), ("b",)]
     assert details(report, "dropped_object")[0] == "box 0 (class 0) has no area"
     assert details(report, "unread_label") == ["labels/x.txt: there is no such image"]
-    assert "box 0 reaches 10.0%" in details(report, "box_outside")[1]
+    assert "box 0: 10 % beyond" in details(report, "box_outside")
     repeated = next(flaw for flaw in report.flaws if flaw.kind == "repeated_object")
     assert repeated.examples[0].box == (10, 10, 40, 40)
     assert repeated.title == "1 object labelled more than once"
@@ -537,6 +539,14 @@ def test_outputs(tmp_path: Path, dirty: Path, capsys: pytest.CaptureFixture[str]
     assert re.search(r"cat +9 +3\n", out)
     assert "warning   1 picture in more than one split: train/cat/0.png = val/cat/leak.png" in out
     assert str(tmp_path / "out" / "check.html") in out
+
+
+def test_the_documentation_names_every_kind_and_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = made(monkeypatch, [boxes((0, 1.0, 1.0, 9.0, 9.0))], {"a": scene(0)}).to_json()
+    keys = {*KINDS, *content, *content["data"], *content["files"], *content["sizes"]["objects"], *content["flaws"][0]}
+    text = (ROOT / "docs" / "check.md").read_text()
+    assert not {key for key in keys if f"`{key}`" not in text}
+    assert set(re.findall(r"`([a-z]+_[a-z]+)`", text)) - keys <= {"max_bad_fraction", "exif_labels"}
 
 
 # ------------------------------------------------------------------------------------------------- real data
