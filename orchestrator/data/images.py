@@ -12,24 +12,18 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
 import simplejpeg
 
 from orchestrator.data.headers import MAX_PIXELS, Header, orientation_of, read_header, refuse_size
-
-cv2.setNumThreads(0)  # tasks and threads each take an image; OpenCV's own pool would fight with them
+from trainables.augment import Fit as Fit
+from trainables.augment import Image as Image
 
 DECODE_VERSION = 2
 """Raised when the same bytes would give other pixels: caches made before are not used then."""
-
-Image = np.ndarray[Any, np.dtype[np.uint8]]
-"""(height, width, 3) RGB."""
-
-Fit = Literal["short", "long"]
-"""Which side of an image a size is about."""
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,14 +12,16 @@ import pytest
 import torch
 from torch import nn
 
-from orchestrator.data import FORMATS, Format, get_format
+from orchestrator import config
+from orchestrator.data import FORMATS, Format, detect, get_format
+from orchestrator.data.images import load_stored
 from orchestrator.data.manifest import read_manifest
-from tests.pictures import write_images
+from tests import layouts
 from tests.tiny import CLASSES, recipe, toy
 from trainables import checkpoint
 from trainables import recipe as recipe_module
 from trainables.collectives import World
-from trainables.contracts import DataInfo
+from trainables.contracts import DataInfo, Sample
 from trainables.optim import OPTIMIZERS, Choice, build_optimizer
 from trainables.recipe import Recipe
 from trainables.schedules import SCHEDULES, lr_factor
@@ -122,28 +125,40 @@ def test_a_model_has_the_classes_of_the_data(name: str) -> None:
 # ------------------------------------------------------------------------------------------------ formats
 
 
-def a_folder_of_class_folders(root: Path) -> str:
-    return str(write_images(root, {"train/cat": 2, "train/dog": 2}))
+def a_location(name: str, folder: Path) -> str:
+    """One that the format reads."""
+    if name == "digits":
+        return "digits"
+    layouts.EXAMPLES[name](folder)
+    return str(folder)
 
 
-EXAMPLES: dict[str, Callable[[Path], str]] = {
-    "imagefolder": a_folder_of_class_folders,
-    "digits": lambda root: "digits",
-}
-"""A location that each format reads."""
+def plain(sample: Sample) -> Any:
+    """A sample as JSON, in which tuples are lists."""
+    return json.loads(json.dumps(asdict(sample)))
+
+
+def test_the_config_names_exactly_the_formats() -> None:
+    assert set(config.FORMATS) == {"auto", *FORMATS}
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_format_lists_samples_and_loads_their_pixels(name: str, tmp_path: Path) -> None:
-    location = EXAMPLES[name](tmp_path)
+    location = a_location(name, tmp_path)
+    assert detect(location)[0] == name
     entry = get_format(name)
     assert isinstance(entry, Format)
     samples = list(entry.read(location).samples)
     assert len({sample.id for sample in samples}) == len(samples) > 1
-    image = entry.load(samples[-1].image)
-    assert image.dtype == np.uint8
-    assert image.shape[2] == 3
-    assert set(read_manifest(location, name).table["label"].to_pylist()) == {sample.label for sample in samples}
+    pixels = load_stored(entry.load(samples[-1].image), 4, "short").pixels
+    assert pixels.dtype == np.uint8
+    assert min(pixels.shape[:2]) == 4
+    listed = sorted(samples, key=lambda sample: sample.id)
+    assert [plain(sample) for sample in read_manifest(location, name).samples()] == [plain(s) for s in listed]
+    assert all(sample.stamp for sample in samples)
+    has_objects = name in ("yolo", "coco", "voc")
+    assert all((sample.objects is None) != has_objects for sample in samples)
+    assert all((sample.label == -1) == has_objects for sample in samples)
 
 
 @pytest.mark.parametrize("name", sorted(set(FORMATS) - {"digits"}))

@@ -44,7 +44,9 @@ def machines(plain_environment: None, tmp_path_factory: pytest.TempPathFactory) 
 
     folder = tmp_path_factory.mktemp("nodes")
     caches = [folder / f"node-{i}" for i in range(NODES)]
-    options = [{"num_cpus": 1, "env_vars": {"ORCHESTRATOR_CACHE": str(cache)}} for cache in caches]
+    options: list[dict[str, Any]] = [
+        {"num_cpus": 1, "env_vars": {"ORCHESTRATOR_CACHE": str(cache)}} for cache in caches
+    ]
     cluster = Cluster(initialize_head=True, head_node_args={**options[0], "include_dashboard": False})
     for node in options[1:]:
         cluster.add_node(**node)

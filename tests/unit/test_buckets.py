@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,8 +13,6 @@ from threading import Thread
 from typing import Any
 
 import boto3
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from moto import settings
 from moto.server import ThreadedMotoServer
@@ -23,13 +20,11 @@ from moto.server import ThreadedMotoServer
 from orchestrator.data import buckets, detect, files, get_format
 from orchestrator.data.files import Files, open_input, read_bytes, read_many
 from orchestrator.data.manifest import Manifest, read_manifest
-from tests.pictures import write_image, write_images
+from tests.layouts import EXAMPLES
 from trainables.contracts import Sample
 
 BUCKET = "images"
 NO_ACCESS = "may not be read: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-SIDES = "<xmin>1</xmin><ymin>1</ymin><xmax>3</xmax><ymax>4</ymax>"
-XML = f"<annotation><object><name>cat</name><bndbox>{SIDES}</bndbox></object></annotation>"
 
 
 @pytest.fixture(scope="module")
@@ -74,64 +69,6 @@ def upload(s3: Any, root: Path, prefix: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------ formats
-
-
-def imagefolder(root: Path) -> None:
-    write_images(root, {"train/Fruit/apple": 2, "train/Fruit/grün": 1, "val/Fruit/apple": 1})
-
-
-def yolo(root: Path) -> None:
-    write_images(root, {"images/train": 3, "images/train/deep": 1, "val/images": 2})
-    for name, text in {
-        "labels/train/0.txt": "0 0.5 0.5 0.2 0.2\n1 0.1 0.1 0.5 0.1 0.5 0.5\n",
-        "labels/train/deep/0.txt": "1 0.5 0.5 0.2 0.2",
-        "labels/train/gone.txt": "0 0.5 0.5 0.2 0.2",
-        "val.txt": "./val/images/0.png\nval/images/1.png",
-        "data.yaml": "train: ../images/train\nval: val.txt\nnames: [cat, dog]",
-    }.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-
-
-def coco(root: Path) -> None:
-    write_images(root, {"train2017": 2, "val2017": 1})
-    for split, count in {"train": 2, "val": 1}.items():
-        annotation = {"id": 1, "image_id": 0, "category_id": 7, "bbox": [1, 1, 2, 2], "iscrowd": 0}
-        content = {
-            "images": [{"id": i, "file_name": f"{i}.png", "height": 4, "width": 5} for i in range(count)],
-            "categories": [{"id": 7, "name": "cat"}],
-            "annotations": [annotation],
-        }
-        (root / "annotations").mkdir(exist_ok=True)
-        (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))
-
-
-def voc(root: Path) -> None:
-    write_images(root, {"JPEGImages": 3})
-    for name in ("Annotations", "ImageSets/Main"):
-        (root / name).mkdir(parents=True)
-    for i in range(3):
-        (root / "Annotations" / f"{i}.xml").write_text(XML)
-    (root / "ImageSets" / "Main" / "train.txt").write_text("0\n1\n")
-    (root / "ImageSets" / "Main" / "val.txt").write_text("2\n")
-
-
-def parquet(root: Path) -> None:
-    image = root / "data" / "more" / "0.png"
-    write_image(image)
-    cells = [{"bytes": image.read_bytes(), "path": None}, {"bytes": None, "path": "more/0.png"}]
-    for split in ("train", "validation"):
-        table = pa.table({"image": cells, "label": ["cat", "dog"]})
-        pq.write_table(table, root / "data" / f"{split}-00000-of-00001.parquet")
-
-
-EXAMPLES: dict[str, Callable[[Path], None]] = {
-    "imagefolder": imagefolder,
-    "yolo": yolo,
-    "coco": coco,
-    "voc": voc,
-    "parquet": parquet,
-}
 
 
 def told(manifest: Manifest) -> tuple[Any, ...]:

@@ -76,7 +76,6 @@ def test_a_bad_value_is_refused_with_its_key(key: str, value: Any) -> None:
         ("task", "segment"),
         ("epochs", "auto"),
         ("batch", -1),
-        ("multi_scale", 0.5),
         ("schedule", "step"),
         ("schedule", "one_cycle"),
         ("amp", "fp16"),

@@ -33,6 +33,7 @@ def test_what_is_written_is_what_is_read(tmp_path: Path, shapes: list[tuple[int,
     for name in ("id", "key", "image", "label"):
         assert shard.batch[name].to_pylist() == [getattr(row, name) for row in rows]
     for i, row in reversed(list(enumerate(rows))):
+        assert row.pixels is not None
         assert np.array_equal(shard.image(i), row.pixels)
         assert shard.batch["pixels"][i].as_py() == row.pixels.tobytes(), "other readers of Arrow see the same"
 
