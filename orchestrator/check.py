@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from orchestrator.checking.screen import CheckScreen
 from orchestrator.config import Config, ConfigError, Problem
-from orchestrator.console_check import CheckScreen
 from orchestrator.data import SPLITS
 from orchestrator.data.files import is_remote
 from orchestrator.launch import cpu_count
 from orchestrator.reading import Source, read_source, validate
 
 if TYPE_CHECKING:
-    from orchestrator.data.check import Report
+    from orchestrator.checking.check import Report
     from orchestrator.data.objects import Frame
 
 MAX_THREADS = 32
@@ -58,9 +58,9 @@ def check(
     """
     screen = screen or CheckScreen()
     chosen = find_target(target, overrides, format)
-    from orchestrator.data.check import check as check_data
+    from orchestrator.checking.check import check as check_data
+    from orchestrator.checking.page import render
     from orchestrator.data.manifest import read_manifest
-    from orchestrator.data.page import render
 
     threads = MAX_THREADS if is_remote(chosen.location) else min(cpu_count(), MAX_THREADS)
     screen.waiting("listing the data set")

@@ -18,17 +18,17 @@ import PIL.Image
 import pytest
 
 from orchestrator.check import Target, check, find_target
+from orchestrator.checking.check import Report
+from orchestrator.checking.check import check as check_manifest
+from orchestrator.checking.duplicates import copies, lookalikes
+from orchestrator.checking.flaws import KINDS
+from orchestrator.checking.histogram import Histogram
+from orchestrator.checking.page import render
 from orchestrator.config import ConfigError
 from orchestrator.data import FORMATS, Format, Issue, Source
-from orchestrator.data import scan as scanning
-from orchestrator.data.check import Report
-from orchestrator.data.check import check as check_manifest
-from orchestrator.data.duplicates import copies, lookalikes
-from orchestrator.data.flaws import KINDS
-from orchestrator.data.histogram import Histogram
+from orchestrator.checking import scan as scanning
 from orchestrator.data.images import Image
 from orchestrator.data.manifest import read_manifest
-from orchestrator.data.page import render
 from tests.conftest import ROOT
 from tests.pictures import noise
 from trainables.contracts import Instance, Sample
@@ -67,7 +67,7 @@ def made(
     monkeypatch.setitem(FORMATS, "made", "made")
     entry = Format(lambda location: source, load)
     for module in ("manifest", "scan", "page"):
-        monkeypatch.setattr(f"orchestrator.data.{module}.get_format", lambda name: entry)
+        monkeypatch.setattr(f"orchestrator.checking.{module}.get_format", lambda name: entry)
     return check_manifest(read_manifest("made", "made", SPLITS), "made", **options)
 
 
@@ -485,7 +485,7 @@ def test_boxes_and_masks_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_template_lies_in_the_package() -> None:
-    assert files("orchestrator.data").joinpath("check.html.j2").is_file()
+    assert files("orchestrator.checking").joinpath("check.html.j2").is_file()
 
 
 # --------------------------------------------------------------------------------------- targets and outputs

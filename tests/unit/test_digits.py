@@ -18,6 +18,7 @@ def test_the_digits_are_scikit_learns() -> None:
     assert len({sample.id for sample in samples}) == 1797
     for i in (0, 1, 900, 1796):
         image = FORMAT.load(samples[i].image)
+        assert isinstance(image, np.ndarray)
         assert image.shape == (8, 8, 3)
         assert image.dtype == np.uint8
         assert np.array_equal(image[:, :, 0], bunch.images[i] * 15)

@@ -15,10 +15,10 @@ from typing import TypeVar
 
 import numpy as np
 
+from orchestrator.checking.duplicates import SIDE
+from orchestrator.checking.histogram import Histogram
+from orchestrator.checking.look import Box, Look, look
 from orchestrator.data import get_format
-from orchestrator.data.duplicates import SIDE
-from orchestrator.data.histogram import Histogram
-from orchestrator.data.look import Box, Look, look
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.objects import Frame
 from trainables.contracts import Sample

@@ -12,16 +12,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 
+from orchestrator.checking.charts import Chart, chart
+from orchestrator.checking.check import Report
+from orchestrator.checking.counts import images_of_classes
+from orchestrator.checking.flaws import Flaw
+from orchestrator.checking.look import Box
+from orchestrator.checking.scan import Example
+from orchestrator.checking.thumbnails import thumbnail
 from orchestrator.data import SPLITS, get_format
-from orchestrator.data.charts import Chart, chart
-from orchestrator.data.check import Report
-from orchestrator.data.counts import images_of_classes
-from orchestrator.data.flaws import Flaw
-from orchestrator.data.look import Box
 from orchestrator.data.manifest import Manifest, sample_of
 from orchestrator.data.objects import Frame
-from orchestrator.data.scan import Example
-from orchestrator.data.thumbnails import thumbnail
 from trainables.contracts import Sample
 from trainables.order import sample_keys
 
@@ -78,7 +78,7 @@ def render(report: Report, frame: Frame, threads: int) -> str:
     album = _album(report.manifest, frame, threads, chain(shown, examples))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["amount"] = lambda number: f"{number:,}"
-    template = files("orchestrator.data").joinpath("check.html.j2").read_text(encoding="utf-8")
+    template = files("orchestrator.checking").joinpath("check.html.j2").read_text(encoding="utf-8")
     return environment.from_string(template).render(
         report=report,
         counts=report.counts,

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from orchestrator.checking.counts import Counted, Counts, count
+from orchestrator.checking.flaws import Flaw, find_flaws
+from orchestrator.checking.scan import Scan, scan
 from orchestrator.data import SPLITS
-from orchestrator.data.counts import Counted, Counts, count
-from orchestrator.data.flaws import Flaw, find_flaws
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.objects import Frame
-from orchestrator.data.scan import Scan, scan
 
 FORMAT_VERSION = 1
 """Of check.json."""

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from orchestrator.data.duplicates import SIDE
+from orchestrator.checking.duplicates import SIDE
 from orchestrator.data.images import Image, Picture, load_stored, open_image
 from orchestrator.data.objects import Frame, Objects, resolve
 from trainables.contracts import Sample

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from orchestrator.checking.counts import Counts, without_labels
+from orchestrator.checking.duplicates import Groups, copies, lookalikes
+from orchestrator.checking.scan import EXAMPLES, Example, Found, Scan
 from orchestrator.data import SPLITS
-from orchestrator.data.counts import Counts, without_labels
-from orchestrator.data.duplicates import Groups, copies, lookalikes
 from orchestrator.data.manifest import Manifest
-from orchestrator.data.scan import EXAMPLES, Example, Found, Scan
 
 Level = Literal["left out", "warning", "note"]
 """What a run leaves out and lists; what makes its figures worse or wrong; what is worth knowing."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator.data.histogram import Histogram
+from orchestrator.checking.histogram import Histogram
 
 WIDTH, HEIGHT, GAP = 240, 84, 1
 FEWEST = 9

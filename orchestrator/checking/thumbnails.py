@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import simplejpeg
 
+from orchestrator.checking.look import Box, Load, picture_of, raw_size
 from orchestrator.data import masks
 from orchestrator.data.images import Image
-from orchestrator.data.look import Box, Load, picture_of, raw_size
 from orchestrator.data.objects import Frame, Objects, resolve
 from trainables.contracts import Sample
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from orchestrator.console import Screen, _Pace, duration
 
 if TYPE_CHECKING:
-    from orchestrator.data.check import Report
-    from orchestrator.data.flaws import Flaw
-    from orchestrator.data.scan import Example
+    from orchestrator.checking.check import Report
+    from orchestrator.checking.flaws import Flaw
+    from orchestrator.checking.scan import Example
 
 ROWS, EXAMPLES = 40, 3
 """Classes in the table, and examples of a flaw."""

@@ -1,0 +1,1 @@
+"""`orchestrator check`: what is in a data set, and what is wrong with it."""
