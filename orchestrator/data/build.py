@@ -123,7 +123,8 @@ def _build_shards(
     import ray.data
 
     folder, total = task.folder, len(manifest)
-    done = {file.file: file for file in _done(folder) if file.is_sound(folder)}
+    # by their hashes: after a crash of the machine, or where a ready cache cannot be opened, size and time do not tell
+    done = {file.file: file for file in _done(folder) if file.is_sound(folder, thorough=True)}
     blocks = [
         manifest.table.slice(start, rows).append_column("file", pa.array([name] * min(rows, total - start)))
         for start in range(0, total, rows)

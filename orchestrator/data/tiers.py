@@ -62,7 +62,7 @@ class Choice:
 def estimate_bytes(manifest: Manifest, stored: Stored) -> int:
     """The size of a cache, from images spread over the data set. Decodes at most PROBES of them."""
     count = len(manifest)
-    positions = sorted({i * count // PROBES for i in range(min(count, PROBES))})
+    positions = sorted({i * count // PROBES for i in range(PROBES)})
     sizes = []
     for row in manifest.table.take(positions).to_pylist():
         try:
