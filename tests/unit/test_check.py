@@ -66,8 +66,8 @@ def made(
     source = Source("made", classes, samples, list(issues))
     monkeypatch.setitem(FORMATS, "made", "made")
     entry = Format(lambda location: source, load)
-    for module in ("manifest", "scan", "page"):
-        monkeypatch.setattr(f"orchestrator.checking.{module}.get_format", lambda name: entry)
+    for module in ("data.manifest", "checking.scan", "checking.page"):
+        monkeypatch.setattr(f"orchestrator.{module}.get_format", lambda name: entry)
     return check_manifest(read_manifest("made", "made", SPLITS), "made", **options)
 
 
