@@ -96,7 +96,7 @@ def check(
 ) -> None:
     """Look at every image and label of a data set, and write down what was found."""
     from orchestrator.check import check as check_data
-    from orchestrator.console_check import CheckScreen
+    from orchestrator.checking.screen import CheckScreen
 
     sys.path.insert(0, "")  # readers of the user's own lie in the current folder
     screen = CheckScreen()
