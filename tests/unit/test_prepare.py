@@ -190,6 +190,18 @@ def test_the_quota_takes_the_oldest_caches_away(machine: Machine) -> None:
     assert new.exists()
 
 
+def test_the_quota_leaves_what_the_build_goes_on_with(machine: Machine) -> None:
+    begun = write_cache(machine.root / STORED.key(machine.manifest), numbered_rows(9))
+    (begun / "index.json").unlink()
+    os.utime(begun, (1000, 1000))
+    other = write_cache(machine.root / ("a" * 24), numbered_rows(9))
+    machine.full = {"disk"}
+    with pytest.raises(ValueError, match="was full"):
+        machine.prepare("disk", quota=tiers.estimate_bytes(machine.manifest, STORED))
+    assert not other.exists()
+    assert begun.exists()
+
+
 # --------------------------------------------------------------------------------- from the disk to memory
 
 
