@@ -4,6 +4,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +187,7 @@ def test_images_of_the_right_size_are_copied_as_they_are(tmp_path: Path) -> None
     rows = [make_row(f"train/{i}", i + 1, 0, noise(SIZE, SIZE, seed=i)) for i in range(9)]
     still = view(augmentation=Augmentation(), train=np.arange(1, 9, dtype=np.uint64), val=np.array([9], np.uint64))
     loader = Loader(Cache(write_cache(tmp_path / "cache", rows)), still)
-    for batch in [*loader.train(0), *loader.validation()]:
+    for batch in chain(loader.train(0), loader.validation()):
         for image, sample in zip(batch.images, batch.samples, strict=True):
             assert np.array_equal(image.permute(1, 2, 0).numpy(), rows[sample].pixels)
 
@@ -204,7 +205,7 @@ def test_boxes_and_masks_follow_the_pixels(tmp_path: Path) -> None:
     keys = np.arange(1, 13, dtype=np.uint64)
     scene = view(imgsz=128, train=keys, val=keys, augmentation=how, fit="long")
     loader, seen = Loader(Cache(write_cache(tmp_path / "cache", rows)), scene), 0
-    for batch in [*(b for epoch in range(3) for b in loader.train(epoch)), *loader.validation()]:
+    for batch in chain(*(loader.train(epoch) for epoch in range(3)), loader.validation()):
         assert batch.targets is not None
         for image, targets in zip(batch.images, batch.targets, strict=True):
             white = image.permute(1, 2, 0).numpy()[:, :, 0] > 200
@@ -251,6 +252,22 @@ def test_a_batch_stays_as_it_is_until_the_next_is_asked_for(cache: Cache) -> Non
         until(lambda ahead=ahead: counting.taken >= ahead)  # type: ignore[misc]
         assert frozen(batch) == expected[step], "the loader has filled all the other buffers by now"
         assert counting.taken <= ahead, "it runs no further ahead"
+    batches.close()  # type: ignore[attr-defined]
+
+
+def test_epochs_take_turns_with_the_same_buffers(cache: Cache) -> None:
+    def places(batches: Iterator[Batch]) -> set[int]:
+        return {batch.images.data_ptr() for batch in batches}
+
+    loader = Loader(cache, VIEW)
+    first = places(loader.train(0))
+    assert len(first) == RING
+    assert places(loader.train(1)) == first, "pages that are in place need not be made again"
+    assert places(loader.validation()) <= first
+    batches = loader.train(2)
+    held = next(batches)
+    assert held.images.data_ptr() in first
+    assert not places(loader.validation()) & first, "in the middle of an epoch they are in use"
     batches.close()  # type: ignore[attr-defined]
 
 
