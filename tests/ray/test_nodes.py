@@ -10,7 +10,11 @@ from typing import Any
 
 import pytest
 
+from orchestrator import launch
 from orchestrator.config import Config, ConfigError
+from orchestrator.data.build import build_cache
+from orchestrator.data.cache import Stored
+from orchestrator.data.manifest import read_manifest
 from orchestrator.train import train
 from tests.colours import write_colours
 from tests.results import Received, received
@@ -119,3 +123,28 @@ def test_storage_that_a_node_does_not_see_is_refused(machines: Machines, monkeyp
             train(machines.config(2))
         assert "node far" in str(refusal.value)
     assert os.environ["ORCHESTRATOR_CACHE"]
+
+
+def test_a_node_lost_while_it_builds_is_survived(plain_environment: None, tmp_path: Path) -> None:
+    from ray.cluster_utils import Cluster
+
+    data = write_colours(tmp_path / "data", {"train": (200, 200, 200)})
+    manifest = read_manifest(str(data), "tests.ray.slow_reader:FORMAT")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    doomed = cluster.add_node(num_cpus=2)
+    told: list[int] = []
+
+    def lose(done: int, total: int) -> None:
+        told.append(done)
+        if done and len(cluster.list_all_nodes()) > 1:
+            cluster.remove_node(doomed, allow_graceful=False)
+
+    assert launch.connect(cluster.address, verbose=False)
+    try:
+        cache = build_cache(tmp_path / "caches" / "key", manifest, Stored(manifest.format, 9), 0, lose)
+    finally:
+        launch.disconnect()
+        cluster.shutdown()
+    assert told[-1] == len(cache) == 600
+    assert cache.ids.to_pylist() == manifest.table["id"].to_pylist()
+    assert not cache.issues
