@@ -12,7 +12,7 @@ THIS := $(shell $(or $(PYTHON),false) -c '$(PROBE)')
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-full check bench docs lock clean
+.PHONY: help quickstart test test-full check bench bench-data docs lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,8 +61,13 @@ check: $(READY) ## Check format, style and types
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
+RUN_EACH = @for script in $(1); do echo "==> $$script" && $(BIN)/python $$script || exit 1; done
+
 bench: $(READY) ## Run every benchmark
-	@for script in benchmarks/[!_]*.py; do echo "==> $$script" && $(BIN)/python $$script || exit 1; done
+	$(call RUN_EACH,benchmarks/[!_]*.py)
+
+bench-data: $(READY) ## Run the benchmarks of the data plane
+	$(call RUN_EACH,benchmarks/data_*.py benchmarks/decode.py)
 
 docs: $(READY) ## Write docs/config.md from the configuration schema
 	$(BIN)/orchestrator schema --markdown > docs/config.md.new
