@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import os
 import shutil
 import time
@@ -22,6 +21,7 @@ from orchestrator.data.locks import exclusive
 from orchestrator.data.manifest import Manifest, sample_of
 from orchestrator.data.nodes import Place
 from orchestrator.data.objects import Objects, resolve
+from orchestrator.data.pipeline import map_tables
 from orchestrator.data.shards import FORMAT_VERSION, Row, write_shard
 from trainables.contracts import Sample
 from trainables.order import sample_keys
@@ -120,8 +120,6 @@ def _done(folder: Path) -> list[ShardFile]:
 def _build_shards(
     task: _ShardTask, manifest: Manifest, rows: int, max_bad_fraction: float, on_progress: OnProgress
 ) -> list[ShardFile]:
-    import ray.data
-
     folder, total = task.folder, len(manifest)
     # by their hashes: after a crash of the machine, or where a ready cache cannot be opened, size and time do not tell
     done = {file.file: file for file in _done(folder) if file.is_sound(folder, thorough=True)}
@@ -132,11 +130,8 @@ def _build_shards(
     ]
     _check(done.values(), total, max_bad_fraction)
     on_progress(_count(done.values()), total)
-    logging.getLogger("ray.data").setLevel(logging.getLogger("ray").getEffectiveLevel())
-    ray.data.DataContext.get_current().enable_progress_bars = False
     if blocks:
-        dataset = ray.data.from_arrow(blocks).map_batches(task, batch_size=None, batch_format="pyarrow")
-        for row in dataset.iter_rows():
+        for row in map_tables(task, blocks).iter_rows():
             report = json.loads(row["report"])
             _raise(report.get("error"))
             file = ShardFile.parse(report)

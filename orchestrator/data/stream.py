@@ -12,6 +12,7 @@ import pyarrow as pa
 from orchestrator.data import get_format
 from orchestrator.data.cache import Cache, Stored
 from orchestrator.data.images import Image, load_stored
+from orchestrator.data.pipeline import map_tables
 from trainables.order import Positions
 
 ROWS_PER_BLOCK = 32
@@ -25,21 +26,11 @@ class DecodedImages:
 
     def __init__(self, cache: Cache, sequence: Positions, cpus: int) -> None:
         """cpus: how many tasks may decode at once. They take none of Ray's CPUs, which the workers may hold all."""
-        import ray.data
-
-        context = ray.data.DataContext.get_current()
-        context.execution_options.preserve_order = True
-        context.enable_progress_bars = False
         images = cache.images.take(pa.array(sequence)).combine_chunks()
         table = pa.table({"position": pa.array(sequence), "image": images})
         blocks = [table.slice(i, ROWS_PER_BLOCK).combine_chunks() for i in range(0, len(table), ROWS_PER_BLOCK)]
-        self._blocks = ray.data.from_arrow(blocks).map_batches(
-            _DecodeTask(cache.stored),
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=0,
-            concurrency=max(1, min(cpus, len(blocks))),
-        )
+        tasks = max(1, min(cpus, len(blocks)))
+        self._blocks = map_tables(_DecodeTask(cache.stored), blocks, num_cpus=0, concurrency=tasks)
         self._ids = cache.ids
         self._images = self._read()
 

@@ -16,6 +16,7 @@ import yaml
 from moto.server import ThreadedMotoServer
 
 from orchestrator.data import store
+from orchestrator.launch import cpu_count
 from tests.colours import write_colours
 from tests.e2e.shell import Shell, summary
 from tests.results import received
@@ -112,7 +113,7 @@ def endpoint() -> Iterator[str]:
 
 
 def test_a_bucket_is_trained_on_like_the_folder(shell: Shell, folder: Path, endpoint: str) -> None:
-    access = {
+    access: dict[str, Any] = {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": "key",
         "AWS_SECRET_ACCESS_KEY": "secret-of-the-user",
@@ -192,6 +193,19 @@ def test_a_disk_that_fills_up_while_it_is_built(shell: Shell, folder: Path, tmp_
             assert "disk" in done.out
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.skipif(cpu_count() < 2, reason="two workers need two CPUs")
+def test_workers_that_hold_all_cpus_leave_room_for_decoding(shell: Shell, folder: Path) -> None:
+    runs = {}
+    for cache in ("false", "disk"):
+        config = shell.config(data=str(folder), imgsz=16, record_samples=True, scaling={"workers": cpu_count()})
+        done = shell.run("train", config, f"cache={cache}", f"name=from-{cache}")
+        assert done.code == 0, done.err
+        assert not done.err, "Ray Data says nothing"
+        runs[cache] = received(shell.storage / "pictures" / f"from-{cache}")
+    assert runs["false"].pixels == runs["disk"].pixels
+    assert runs["false"].validation_pixels == runs["disk"].validation_pixels
 
 
 def test_issues_of_images_and_labels_are_listed(shell: Shell, folder: Path) -> None:
