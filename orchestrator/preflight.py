@@ -50,7 +50,12 @@ def preflight(config: Config) -> tuple[Checked | None, list[Problem]]:
         chosen = select(manifest, config.val_fraction, config.fraction, config.seed)
         check_labels(manifest, chosen[0], config.task)
     except (ValueError, OSError) as error:
-        problems.append(Problem("data", f"data = {config.data}: {error}"))
+        key = "format" if config.format in str(error) and ":" in config.format else "data"
+        problems.append(Problem(key, f"{key} = {getattr(config, key)}: {error}"))
+    except Exception as error:
+        if ":" not in config.format:
+            raise
+        problems.append(Problem("format", f"format = {config.format}: {describe(error)}"))
     try:
         task = build_task(config)
     except ValueError as error:

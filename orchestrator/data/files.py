@@ -53,6 +53,8 @@ class Files:
 
     def __init__(self, location: str) -> None:
         self.remote = is_remote(location)
+        if self.remote and not location.partition("://")[2].strip("/"):
+            raise ValueError(f"{location} names no bucket: write {location.partition('://')[0]}://BUCKET/PATH")
         self.location = location.rstrip("/") if self.remote else str(Path(location).expanduser().absolute())
 
     @property

@@ -19,6 +19,7 @@ from orchestrator import cli
 from orchestrator.launch import cpu_count
 from tests.colours import write_colours
 from tests.e2e.shell import Finished, Shell
+from tests.layouts import yolo
 
 GOOD = "data: colours\nmodel: resnet18\nimgsz: 32\nepochs: 1\n"
 
@@ -81,12 +82,20 @@ CASES = {
     "detection": bad("task: detect", "task = detect", "not available yet"),
     "epochs auto": Bad("data: colours\nepochs: auto\n", ("bad.yaml:2", "epochs = auto", "not available yet")),
     "batch -1": bad("batch: -1", "batch = -1", "not available yet"),
-    "ram cache": bad("cache: ram", "cache = ram", "not available yet"),
-    "no cache": bad("cache: false", "cache = false", "not available yet"),
-    "part of the data": bad("fraction: 0.5", "fraction = 0.5", "not available yet"),
-    "yolo data": bad("format: yolo", "format = yolo", "not available yet"),
     "elastic workers": bad("scaling: {workers: [1, 4]}", "scaling.workers", "not available yet"),
     "storage in the cloud": bad("storage: s3://bucket/runs", "storage", "not available yet"),
+    # how the data are read and kept
+    "unknown format": bad("format: coko", "format = coko", "did you mean coco"),
+    "no such reader": bad("format: mine:read", "there is no module 'mine'"),
+    "another format": Bad(GOOD + "format: coco", ("bad.yaml:1", "has no COCO JSON", "looked for")),
+    "reader that fails": bad("format: reader:fails", "format = reader:fails", "KeyError", "reader.py:2"),
+    "no fraction": bad("fraction: 0", "fraction = 0", "greater than 0"),
+    "quota without a number": bad("cache_quota: much", "cache_quota = much", "50GB"),
+    "unknown cache": bad("cache: disc", "cache = disc", "disk"),
+    "unknown labels": bad("exif_labels: rotated", "exif_labels = rotated", "upright"),
+    "data without classes": Bad("data: boxes\n", ("bad.yaml:1", "have boxes but no class", "task: detect")),
+    "label beyond the classes": Bad("data: beyond\n", ("bad.yaml:1", "labels/train/0.txt:1: class 7 is not one of")),
+    "no bucket": Bad("data: s3://\n", ("bad.yaml:1", "names no bucket")),
     # the model and its metric
     "unknown model": Bad("data: colours\nmodel: resnet81\n", ("bad.yaml:2", "'resnet81'", "did you mean resnet18")),
     "model that resembles nothing": Bad("data: colours\nmodel: zzz\n", ("bad.yaml:2", "'zzz'", "choose one of")),
@@ -101,10 +110,10 @@ CASES = {
     "weights that are none": bad("pretrained: text.txt", "text.txt", "not a readable file of weights"),
     # the data
     "no data": Bad("model: resnet18\n", ("data is missing",)),
-    "no such folder": Bad("data: colors\n", ("bad.yaml:1", "there is no folder colors", "looked in")),
-    "file for a folder": Bad("data: text.txt\n", ("bad.yaml:1", "text.txt is a file", "folder")),
-    "empty folder": Bad("data: empty\n", ("bad.yaml:1", "no class folders", "CLASS/image.jpg")),
-    "no images at all": Bad("data: hollow\n", ("bad.yaml:1", "no images", ".jpg")),
+    "no such folder": Bad("data: colors\n", ("bad.yaml:1", "there is no file or folder colors", "looked for")),
+    "file for a folder": Bad("data: text.txt\n", ("bad.yaml:1", "text.txt", "no known format")),
+    "empty folder": Bad("data: empty\n", ("bad.yaml:1", "no known format", "class folders")),
+    "no images at all": Bad("data: hollow\n", ("bad.yaml:1", "no known format", "imagefolder")),
     "one class only": Bad("data: single\n", ("bad.yaml:1", "one class only", "blue")),
     "class without images": Bad("data: gap\n", ("bad.yaml:1", "class folders without images", "red")),
     "class in val only": Bad("data: surplus\n", ("bad.yaml:1", "yellow", "lack")),
@@ -137,6 +146,10 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data sets, good and bad, and other files that the cases name."""
     folder = tmp_path_factory.mktemp("here")
     write_colours(folder / "colours")
+    (folder / "reader.py").write_text("def fails(location):\n    return {}['missing']\n")
+    yolo(folder / "boxes")
+    yolo(folder / "beyond")
+    (folder / "beyond" / "labels" / "train" / "0.txt").write_text("7 0.5 0.5 0.2 0.2")
     write_colours(folder / "single", {"train": (3, 0, 0)})
     write_colours(folder / "gap", {"train": (3, 3, 0)})
     write_colours(folder / "surplus")
