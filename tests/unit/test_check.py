@@ -18,6 +18,7 @@ import PIL.Image
 import pytest
 
 from orchestrator.check import Target, check, find_target
+from orchestrator.checking import scan as scanning
 from orchestrator.checking.check import Report
 from orchestrator.checking.check import check as check_manifest
 from orchestrator.checking.duplicates import copies, lookalikes
@@ -26,7 +27,6 @@ from orchestrator.checking.histogram import Histogram
 from orchestrator.checking.page import render
 from orchestrator.config import ConfigError
 from orchestrator.data import FORMATS, Format, Issue, Source
-from orchestrator.checking import scan as scanning
 from orchestrator.data.images import Image
 from orchestrator.data.manifest import read_manifest
 from tests.conftest import ROOT
