@@ -8,7 +8,7 @@ from typing import Any
 from orchestrator import launch
 from orchestrator.config import ConfigError, parse_bytes
 from orchestrator.console import Screen
-from orchestrator.data.build import BrokenData
+from orchestrator.data.build import BrokenData, Unread
 from orchestrator.data.cache import Stored, stored_side
 from orchestrator.data.nodes import computing_nodes, survey
 from orchestrator.data.prepare import Prepared, Wanted, prepare
@@ -53,24 +53,28 @@ class Caching:
             fit=FITS[config.task],
             frame=config.exif_labels,
         )
-        shared, own_copies = self._shared()
-        wanted = Wanted(
-            setting=config.cache,
-            stored=stored,
-            whole=checked.manifest,
-            used=checked.used,
-            cache_dir=config.cache_dir,
-            quota=parse_bytes(config.cache_quota) if config.cache_quota is not None else None,
-            max_bad_fraction=config.max_bad_fraction,
-            shared=shared,
-            own_copies=own_copies,
-        )
         try:
+            shared, own_copies = self._shared()
+            wanted = Wanted(
+                setting=config.cache,
+                stored=stored,
+                whole=checked.manifest,
+                used=checked.used,
+                cache_dir=config.cache_dir,
+                quota=parse_bytes(config.cache_quota) if config.cache_quota is not None else None,
+                max_bad_fraction=config.max_bad_fraction,
+                shared=shared,
+                own_copies=own_copies,
+            )
             return prepare(wanted, self._connect, self._on_progress, self.screen.warn)
         except BrokenData as error:
             raise ConfigError(f"data = {config.data}: {error}") from error
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        except Unread as error:
+            raise ConfigError(
+                f"data = {config.data}: {error}; what has been read is kept, the same command goes on with it"
+            ) from error
         except OSError as error:
             raise ConfigError(f"cache_dir: the cache cannot be written: {error}") from error
 
@@ -81,7 +85,8 @@ class Caching:
         """
         config, checked = self.checked.config, self.checked
         nodes = computing_nodes() if self.placement.address else []
-        if len(nodes) < 2:
+        growing = bool(nodes) and self.placement.workers > launch.devices(self.placement.gpu)
+        if len(nodes) < 2 and not growing:
             return None, False
         root = disk_root(config.cache_dir)
         views = survey(nodes, config.data, checked.manifest, checked.storage, config.cache_dir)
@@ -90,8 +95,9 @@ class Caching:
                 f"data = {config.data}: node {blind.host} does not see it; with several nodes, put the data on a file "
                 "system they mount at this path, or into a bucket (s3://, gs://)"
             )
-        if all(view.cache for view in views):
-            if kind := on_network(root):
+        kind = on_network(root)
+        if all(view.cache for view in views) and (kind or not growing):
+            if kind:
                 self.screen.warn(
                     f"the cache folder {root} is on a network file system ({kind}): all nodes read from it"
                 )

@@ -74,6 +74,13 @@ def all_cpus() -> int:
     return cpu_count()
 
 
+def devices(gpu: bool) -> int:
+    """GPUs or CPUs that the connected cluster has at this moment, without what its autoscaler may still start."""
+    import ray
+
+    return int(ray.cluster_resources().get("GPU" if gpu else "CPU", 0))
+
+
 def named_cluster(config: Config) -> str | None:
     """The address of the cluster that the config or the environment names."""
     return config.scaling.address or os.environ.get("RAY_ADDRESS") or None

@@ -105,6 +105,8 @@ def _absolute(config: Config) -> dict[str, str]:
     paths: dict[str, str] = {}
     if config.data != "digits" and not is_remote(config.data) and Path(config.data).expanduser().exists():
         paths["data"] = str(Path(config.data).expanduser().absolute())
+    if config.cache_dir and not config.cache_dir.startswith("~"):
+        paths["cache_dir"] = str(Path(config.cache_dir).absolute())
     if isinstance(config.pretrained, str):
         paths["pretrained"] = str(Path(config.pretrained).expanduser().absolute())
     return paths

@@ -186,7 +186,7 @@ class Run:
         folder, tracker = recorder.folder, recorder.tracker
         self.screen.waiting("writing plots and summary")
         if recorder.rows:
-            self._plot(recorder, loader)
+            self._plot(recorder, loader, status != "failed")
         recorder.write_summary(status, because)
         tracker.log_artifacts(folder.path)
         tracker.finish(TRACKED_STATUS.get(status, "FINISHED"))
@@ -197,7 +197,7 @@ class Run:
             self.screen.note(f"\nTo continue it:\norchestrator resume {folder.path}")
         return Result(folder.path, summary)
 
-    def _plot(self, recorder: Recorder, loader: Loader) -> None:
+    def _plot(self, recorder: Recorder, loader: Loader, first_batch: bool) -> None:
         folder, classes, details = recorder.folder, loader.info.classes, recorder.details
         report.plot_results(folder.results, folder.plots / "results.png", self.checked.metric, self.checked.mode)
         if details:
@@ -205,6 +205,8 @@ class Run:
             counts = [sum(row) for row in details["confusion"]]
             rows = [(name, n, details["class_accuracy"][name]) for name, n in zip(classes, counts, strict=True)]
             folder.write_csv("per_class.csv", ("class", "samples", "accuracy"), rows)
+        if not first_batch:
+            return  # what failed may have been the data
         batch = loader.first_batch()
         images = batch.images.permute(0, 2, 3, 1).numpy()
         report.plot_batch(images, [classes[label] for label in batch.labels.tolist()], folder.plots / "train_batch.png")

@@ -130,10 +130,12 @@ def train_worker(settings: dict[str, Any]) -> None:
     try:
         threads = set_threads(context.get_local_world_size(), runtime.device.type == "cuda")
         recipe = Recipe.model_validate(job.recipe)
-        with closing(job.cache.open()) as cache:
-            data = build_data(job, cache, runtime.rank, runtime.world_size, threads)
-            progress = fit(recipe, build_task(recipe), data, runtime)
-        job.cache.leave()
+        try:
+            with closing(job.cache.open()) as cache:
+                data = build_data(job, cache, runtime.rank, runtime.world_size, threads)
+                progress = fit(recipe, build_task(recipe), data, runtime)
+        finally:
+            job.cache.leave()
         outcome = {"stopped_because": progress.stopped_because}
     except Exception as error:
         logging.getLogger(__name__).exception("rank %d failed", runtime.rank)

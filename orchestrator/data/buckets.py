@@ -131,7 +131,11 @@ def _connect(scheme: str, bucket: str, endpoint: str | None) -> Any:
     )
 
 
-def _error(uri: str, error: Exception) -> ValueError:
+class Unreachable(OSError, ValueError):
+    """A bucket does not answer. For a location it is bad input, for an image among many an error that may pass."""
+
+
+def _error(uri: str, error: Exception) -> ValueError | Unreachable:
     """What is known about a failure, and what to do about it, in one message."""
     text = " ".join(str(error).split())
     cause = text if len(text) < 400 else f"{text[:400]} ..."
@@ -141,4 +145,4 @@ def _error(uri: str, error: Exception) -> ValueError:
     if re.search(NO_BUCKET, text, re.IGNORECASE):
         return ValueError(f"{uri}: there is no bucket {inside.split('/')[0]} ({cause})")
     at = f" at {endpoint}" if (endpoint := _endpoint(scheme)) else ""
-    return ValueError(f"{uri} cannot be reached{at}: {cause}")
+    return Unreachable(f"{uri} cannot be reached{at}: {cause}")

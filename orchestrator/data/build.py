@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from orchestrator.data import Issue, get_format
-from orchestrator.data.cache import Cache, ShardFile, Stored, hash_file, open_cache, write_json
+from orchestrator.data.cache import Cache, ShardFile, Stored, hash_file, open_cache, remove_drafts, write_json
 from orchestrator.data.images import TURNS, Picture, load_stored
 from orchestrator.data.locks import exclusive
 from orchestrator.data.manifest import Manifest, sample_of
@@ -23,6 +23,7 @@ from orchestrator.data.nodes import Place
 from orchestrator.data.objects import Objects, resolve
 from orchestrator.data.pipeline import map_tables
 from orchestrator.data.shards import FORMAT_VERSION, Row, write_shard
+from orchestrator.errors import describe
 from trainables.contracts import Sample
 from trainables.order import sample_keys
 
@@ -33,12 +34,22 @@ TASKS_PER_CPU = 4
 LABELS_PER_SHARD = 50_000
 """Rows of a shard without pixels."""
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
 OnProgress = Callable[[int, int], None]
 """(images done, images in all)."""
 
 
+GONE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+"""Errors of the file system that come again: such an image is broken. Others may pass, and end the build."""
+
+
 class BrokenData(ValueError):
     """More samples than ``max_bad_fraction`` cannot be read."""
+
+
+class Unread(OSError):
+    """Images could not be read now, but perhaps later: the build was ended, and the next one goes on with it."""
 
 
 class NoRoom(OSError):
@@ -56,7 +67,7 @@ def build_cache(
     """Build what a cache lacks on all CPUs of the cluster, or wait for another process that is at it. Needs Ray.
 
     copies: where the node that builds a shard keeps a copy of it, if `folder` is one that all nodes see.
-    Raises BrokenData, NoRoom, and OSError where the folder cannot be written.
+    Raises BrokenData, Unread, NoRoom, and OSError where the folder cannot be written.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     total = len(manifest)
@@ -66,24 +77,27 @@ def build_cache(
         started = time.monotonic()
         (folder / "index.json").unlink(missing_ok=True)
         folder.mkdir(exist_ok=True)
+        remove_drafts(folder)
         try:
             rows = _plan(folder, manifest, stored)
             task = _ShardTask(folder, stored, copies)
             files = _build_shards(task, manifest, rows, max_bad_fraction, on_progress)
-        except (BrokenData, NoRoom):
+            index = {
+                "format_version": FORMAT_VERSION,
+                "name": manifest.name,
+                "fingerprint": manifest.fingerprint,
+                "classes": manifest.classes,
+                "stored": asdict(stored),
+                "build_seconds": round(time.monotonic() - started, 3),
+                "shards": [asdict(file) for file in files],
+                "issues": [asdict(issue) for issue in manifest.issues],
+            }
+            write_json(folder / "index.json", index)
+        except OSError as error:
+            if not isinstance(error, NoRoom) and error.errno not in FULL:
+                raise
             shutil.rmtree(folder, ignore_errors=True)
-            raise
-        index = {
-            "format_version": FORMAT_VERSION,
-            "name": manifest.name,
-            "fingerprint": manifest.fingerprint,
-            "classes": manifest.classes,
-            "stored": asdict(stored),
-            "build_seconds": round(time.monotonic() - started, 3),
-            "shards": [asdict(file) for file in files],
-            "issues": [asdict(issue) for issue in manifest.issues],
-        }
-        write_json(folder / "index.json", index)
+            raise NoRoom(str(error)) from error
         return Cache(folder)
 
 
@@ -99,7 +113,7 @@ def _plan(folder: Path, manifest: Manifest, stored: Stored) -> int:
             leftover.unlink()
         cpus = int(ray.cluster_resources().get("CPU", 1))
         row_bytes = stored.side**2 * 4  # a guess: 4:3 images at the stored short side
-        most = max(MIN_SHARD_ROWS, SHARD_BYTES // row_bytes) if stored.pixels else LABELS_PER_SHARD
+        most = SHARD_BYTES // row_bytes if stored.pixels else LABELS_PER_SHARD
         rows = max(1, min(most, max(MIN_SHARD_ROWS, -(-len(manifest) // (cpus * TASKS_PER_CPU)))))
         plan = {"name": manifest.name, "images": len(manifest), "rows_per_shard": rows, "stored": asdict(stored)}
         write_json(path, plan)
@@ -107,7 +121,7 @@ def _plan(folder: Path, manifest: Manifest, stored: Stored) -> int:
 
 
 def _done(folder: Path) -> list[ShardFile]:
-    """The shards of a folder that are finished and sound; others are removed with their reports by `_build_shards`."""
+    """The shards of a folder that are finished, as their reports say."""
     files: list[ShardFile] = []
     for report in sorted(folder.glob("shard-*.json")):
         try:
@@ -122,7 +136,11 @@ def _build_shards(
 ) -> list[ShardFile]:
     folder, total = task.folder, len(manifest)
     # by their hashes: after a crash of the machine, or where a ready cache cannot be opened, size and time do not tell
-    done = {file.file: file for file in _done(folder) if file.is_sound(folder, thorough=True)}
+    done: dict[str, ShardFile] = {}
+    for file in _done(folder):
+        if file.is_sound(folder, thorough=True):
+            done[file.file] = file
+            on_progress(_count(done.values()), total)
     blocks = [
         manifest.table.slice(start, rows).append_column("file", pa.array([name] * min(rows, total - start)))
         for start in range(0, total, rows)
@@ -147,7 +165,12 @@ def _count(files: Any) -> int:
 
 def _check(files: Any, total: int, max_bad_fraction: float) -> None:
     """Raises BrokenData as soon as it is certain, not at the end of the build."""
-    broken = [issue for file in files for issue in file.issues if issue.kind == "image"]
+    refuse_broken([issue for file in files for issue in file.issues], total, max_bad_fraction)
+
+
+def refuse_broken(issues: list[Issue], total: int, max_bad_fraction: float) -> None:
+    """Raises BrokenData where too many of the images were left out."""
+    broken = [issue for issue in issues if issue.kind == "image"]
     if len(broken) > max_bad_fraction * total or len(broken) == total:
         examples = "; ".join(f"{i.id}: {i.reason}" for i in broken[:3])
         raise BrokenData(
@@ -156,11 +179,11 @@ def _check(files: Any, total: int, max_bad_fraction: float) -> None:
         )
 
 
-def _raise(error: list[Any] | None) -> None:
-    """Raise what went wrong in a task when it wrote: [errno, message]."""
+def _raise(error: dict[str, Any] | None) -> None:
+    """Raise what ended a task: whether it was reading, errno and message."""
     if error:
-        kind = NoRoom if error[0] in (errno.ENOSPC, errno.EDQUOT) else OSError
-        raise kind(*error)
+        kind = Unread if error["reading"] else NoRoom if error["errno"] in FULL else OSError
+        raise kind(error["message"])
 
 
 @dataclass(frozen=True)
@@ -174,24 +197,40 @@ class _ShardTask:
     def __call__(self, block: pa.Table) -> pa.Table:
         rows: list[Row] = []
         issues: list[Issue] = []
-        for row in block.to_pylist():
-            made, found = make_row(sample_of(row), self.stored)
-            rows += made
-            issues += found
+        reading = True
         try:
+            for row in block.to_pylist():
+                made, found = make_row(sample_of(row), self.stored)
+                rows += made
+                issues += found
+            reading = False
             file = _write(self.folder / block["file"][0].as_py(), rows, issues)
         except OSError as error:
-            return pa.table({"report": [json.dumps({"error": [error.errno, error.strerror or str(error)]})]})
+            told = {"reading": reading, "errno": error.errno, "message": str(error)}
+            return pa.table({"report": [json.dumps({"error": told})]})
         if self.copies:
             self.copies.keep(self.folder, file)
         return pa.table({"report": [json.dumps(asdict(file))]})
 
 
 def make_row(sample: Sample, stored: Stored) -> tuple[list[Row], list[Issue]]:
-    """The row of a sample (none, where its image cannot be read) and what was left out of it. The decode function."""
+    """The row of a sample (none, where its image is broken) and what was left out of it.
+
+    Raises OSError where the image may be read later.
+    """
     try:
-        picture = load_stored(get_format(stored.format).load(sample.image), stored.side, stored.fit)
-    except (OSError, ValueError) as error:
+        content = get_format(stored.format).load(sample.image)
+    except OSError as error:
+        if not isinstance(error, GONE):
+            raise
+        return [], [Issue(sample.id, str(error))]
+    except ValueError as error:
+        return [], [Issue(sample.id, str(error))]
+    except Exception as error:  # in a reader of the user's own
+        return [], [Issue(sample.id, describe(error))]
+    try:
+        picture = load_stored(content, stored.side, stored.fit)
+    except ValueError as error:
         return [], [Issue(sample.id, str(error))]
     objects: Objects | None = None
     dropped: list[str] = []

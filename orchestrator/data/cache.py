@@ -50,7 +50,9 @@ class Stored:
 
     def key(self, manifest: Manifest) -> str:
         """The name of the cache's folder."""
-        content = (manifest.fingerprint, asdict(self), DECODE_VERSION, FORMAT_VERSION)
+        content: tuple[Any, ...] = (manifest.fingerprint, asdict(self), DECODE_VERSION, FORMAT_VERSION)
+        if not self.pixels:  # then the images are read where they are
+            content += tuple(manifest.table["image"].to_pylist())
         return hashlib.sha256(repr(content).encode()).hexdigest()[:24]
 
 
@@ -182,8 +184,18 @@ def hash_file(path: Path) -> str:
 def write_json(path: Path, values: Any) -> None:
     """Write a JSON file in one rename."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps(values, indent=1))
-    draft.replace(path)
+    try:
+        draft.write_text(json.dumps(values, indent=1))
+        draft.replace(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove what a killed process was writing; for the one that holds the folder's lock."""
+    for draft in folder.glob(".*"):
+        draft.unlink(missing_ok=True)
 
 
 def _sound(file: ShardFile, folder: Path, elsewhere: Path | None) -> Path:

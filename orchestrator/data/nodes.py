@@ -9,17 +9,17 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from orchestrator.data.cache import Cache, ShardFile, hash_file
+from orchestrator.data.cache import Cache, ShardFile, hash_file, remove_drafts
 from orchestrator.data.files import is_remote
 from orchestrator.data.locks import exclusive
 from orchestrator.data.manifest import Manifest
-from orchestrator.data.store import Tier, disk_root, make_room, remove, tier_root
+from orchestrator.data.store import Tier, disk_root, make_room, remove, sweep, tier_root
 from orchestrator.data.tiers import DISK_MARGIN, RAM_MARGIN, disk_room, ram_room
 
 PROBED = 3
@@ -38,9 +38,12 @@ class Place:
     cache_dir: str | None = None
     quota: int | None = None
 
-    def open(self) -> Cache:
-        """The cache, on any node; the first process of a node fetches what the node lacks, others wait for it."""
-        return self.fetch() if self.spread else Cache(self.folder)
+    def open(self, on_wait: Callable[[], None] = lambda: None) -> Cache:
+        """The cache, on any node; the first process of a node fetches what the node lacks, others wait for it.
+
+        on_wait: called again and again meanwhile; it may raise.
+        """
+        return self._fetch(on_wait) if self.spread else Cache(self.folder)
 
     @property
     def copy(self) -> Path:
@@ -52,35 +55,35 @@ class Place:
         if self.tier == "ram":
             remove(self.copy if self.spread else self.folder)
 
-    def fetch(self) -> Cache:
+    def keep(self, folder: Path, file: ShardFile) -> None:
+        """Copy a shard from `folder` to this node, where it has room. What does not fit is left out."""
+        local, disk = self.copy, self.tier != "ram"
+        try:
+            local.mkdir(parents=True, exist_ok=True)
+            room = disk_room(local.parent, self.quota) if disk else ram_room()
+            if file.rows and room.holds(file.bytes, DISK_MARGIN if disk else RAM_MARGIN):
+                _copy(folder / file.file, local / file.file, file)
+        except OSError:
+            return
+
+    def _fetch(self, on_wait: Callable[[], None]) -> Cache:
         local = self.copy
         try:
             local.parent.mkdir(parents=True, exist_ok=True)
-            with exclusive(local.with_suffix(".lock")):
+            with exclusive(local.with_suffix(".lock"), on_wait):
                 local.mkdir(exist_ok=True)
-                files = _index(self.folder)
-                missing = [file for file in files if not file.is_sound(local)]
-                if self.quota is not None:
-                    make_room(local.parent, sum(file.bytes for file in missing), self.quota)
+                remove_drafts(local)
+                missing = [file for file in _index(self.folder) if not file.is_sound(local)]
+                if self.quota is not None and self.tier != "ram":
+                    make_room(local.parent, sum(file.bytes for file in missing), self.quota, keep=local)
                 for file in missing:
+                    on_wait()
                     self.keep(self.folder, file)
                 for name in ("plan.json", "index.json"):
                     _copy(self.folder / name, local / name)
+                return Cache(local, elsewhere=self.folder)
         except OSError:  # this node cannot keep anything
             return Cache(self.folder)
-        return Cache(local, elsewhere=self.folder)
-
-    def keep(self, folder: Path, file: ShardFile) -> None:
-        """Copy a shard from `folder` to this node, where it has room. What does not fit is left out."""
-        local = self.copy
-        local.mkdir(parents=True, exist_ok=True)
-        disk = self.tier != "ram"
-        room = disk_room(local.parent, self.quota) if disk else ram_room()
-        if file.rows and room.holds(file.bytes, DISK_MARGIN if disk else RAM_MARGIN):
-            try:
-                _copy(folder / file.file, local / file.file, file)
-            except OSError:
-                return
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,7 @@ def survey(
 
 
 def _look(paths: list[str], storage: Path, cache: str, cache_dir: str | None) -> NodeView:
+    sweep()
     seen = all(map(os.path.exists, paths)), storage.exists(), (disk_root(cache_dir) / cache).exists()
     return NodeView(socket.gethostname(), *seen)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.data import store
-from orchestrator.data.build import NoRoom, OnProgress, build_cache
+from orchestrator.data.build import NoRoom, OnProgress, build_cache, refuse_broken
 from orchestrator.data.cache import Cache, Stored, open_cache
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.nodes import Place
@@ -42,6 +42,10 @@ class Wanted:
     """On several nodes: the folder that all of them see. None where one node does everything."""
     own_copies: bool = False
     """Whether the nodes' cache folders differ, so that each keeps a copy."""
+
+    @property
+    def in_ram(self) -> bool:
+        return self.setting in ("ram", True)
 
 
 @dataclass(frozen=True)
@@ -84,66 +88,91 @@ def prepare(
     """
     store.sweep()
     root = store.disk_root(wanted.cache_dir)
-    if wanted.setting is not False and (ready := _ready(wanted, root)):
-        return ready
+    prepared = _ready(wanted, root, on_progress) or _made(wanted, root, connect, on_progress, warn)
+    refuse_broken(prepared.cache.issues, len(prepared.cache) + prepared.cache.skipped, wanted.max_bad_fraction)
+    return prepared
+
+
+def _ready(wanted: Wanted, root: Path, on_progress: OnProgress) -> Prepared | None:
+    """A cache that can be used as it is, of the whole data set or of the part that is used."""
+    if wanted.setting is False:
+        return None
+    for manifest in (wanted.whole, wanted.used):
+        key = wanted.stored.key(manifest)
+        if wanted.in_ram and not wanted.shared and (held := open_cache(store.ram_root() / key)):
+            return Prepared(Place(store.ram_root() / key, "ram"), held, True, "")
+        folder = (wanted.shared or root) / key
+        if (cache := open_cache(folder)) is None:
+            continue
+        tier, because, spread = "disk", "", wanted.own_copies
+        if wanted.in_ram:
+            room = ram_room(store.folder_bytes(store.ram_root() / key))
+            choice = choose_tier("ram", cache.bytes, Room(cache.bytes * 2, ""), room, network=False)
+            tier, because = choice.tier, choice.because
+            spread = spread or tier == "ram"  # the memory of each node takes a copy from the disk
+        place = Place(folder, tier, spread, wanted.cache_dir, wanted.quota)
+        if spread and not wanted.shared:
+            cache.close()
+            cache = place.open(lambda: on_progress(0, len(wanted.used)))
+        return Prepared(place, cache, True, because)
+    return None
+
+
+def _made(
+    wanted: Wanted, root: Path, connect: Callable[[], None], on_progress: OnProgress, warn: Callable[[str], None]
+) -> Prepared:
+    """A cache in the first tier that has room, or goes on to have it while it is built."""
     kind = on_network(root)
     if kind and wanted.shared is None and wanted.setting == "disk":
         warn(
             f"the cache folder {root} is on a network file system ({kind}), which is slower than a disk of this machine"
         )
     needed = 0 if wanted.setting is False else estimate_bytes(wanted.used, wanted.stored)
-    disk, ram = _disk_room(wanted, root), ram_room()
+    disk = _disk_room(wanted, root)
+    ram = ram_room(store.folder_bytes(store.ram_root() / wanted.stored.key(wanted.used)))
     while True:
         choice = choose_tier(wanted.setting, needed, disk, ram, kind is not None and wanted.shared is None)
         try:
-            return _build(wanted, choice, needed, connect, on_progress)
+            return _build(wanted, choice, needed, connect, on_progress, warn)
         except NoRoom as error:
             if choice.tier == "false":
                 raise  # not even the labels
             full = Room(0, f"it was full while the cache was built: {error}")
-            disk, ram = (full, ram) if choice.tier == "disk" else (disk, full)
-
-
-def _ready(wanted: Wanted, root: Path) -> Prepared | None:
-    """A cache on disk that can be used as it is, of the whole data set or of the part that is used."""
-    base = wanted.shared or root
-    for manifest in (wanted.whole, wanted.used):
-        folder = base / wanted.stored.key(manifest)
-        if (cache := open_cache(folder)) is None:
-            continue
-        tier, because, spread = "disk", "", wanted.own_copies
-        if wanted.setting in ("ram", True):
-            choice = choose_tier("ram", cache.bytes, Room(cache.bytes * 2, ""), ram_room(), network=False)
-            tier, because = choice.tier, choice.because
-            spread = spread or tier == "ram"  # the memory of each node takes a copy from the disk
-        place = Place(folder, tier, spread, wanted.cache_dir, wanted.quota)
-        if spread and not wanted.own_copies:
-            cache.close()
-            cache = place.open()
-        return Prepared(place, cache, True, because)
-    return None
+            on_disk = choice.tier == "disk" or wanted.shared is not None
+            disk, ram = (full, ram) if on_disk else (disk, full)
 
 
 def _disk_room(wanted: Wanted, root: Path) -> Room:
     base = wanted.shared or root
     begun = store.folder_bytes(base / wanted.stored.key(wanted.used))
     # nodes that have no room for copies read where all see them
-    return disk_room(base, None if wanted.shared else wanted.quota, begun)
+    return disk_room(base, None if wanted.own_copies else wanted.quota, begun)
 
 
 def _build(
-    wanted: Wanted, choice: Choice, needed: int, connect: Callable[[], None], on_progress: OnProgress
+    wanted: Wanted,
+    choice: Choice,
+    needed: int,
+    connect: Callable[[], None],
+    on_progress: OnProgress,
+    warn: Callable[[str], None],
 ) -> Prepared:
     stored = replace(wanted.stored, pixels=choice.tier != "false")
     base = wanted.shared or store.tier_root(choice.tier, wanted.cache_dir)
     folder = base / stored.key(wanted.used)
-    place = Place(folder, choice.tier, wanted.own_copies, wanted.cache_dir, wanted.quota)
+    spread = wanted.own_copies or (choice.tier == "ram" and wanted.shared is not None)
+    place = Place(folder, choice.tier, spread, wanted.cache_dir, wanted.quota)
     cache = open_cache(folder)
     reused = cache is not None
     if cache is None:
-        if wanted.quota is not None and choice.tier == "disk" and not wanted.shared:
-            store.make_room(base, needed, wanted.quota, keep=folder)
+        if wanted.quota is not None and base == (wanted.shared or store.disk_root(wanted.cache_dir)):
+            removed = [] if wanted.own_copies else store.make_room(base, needed, wanted.quota, keep=folder)
+            if removed:
+                warn(
+                    f"removed from the cache to stay within cache_quota: {', '.join(e.name or e.key for e in removed)}"
+                )
         connect()
-        copies = place if place.spread else None
+        # copies in memory, and under a quota, are made when the workers ask for them, under the lock of their node
+        copies = place if spread and choice.tier != "ram" and wanted.quota is None else None
         cache = build_cache(folder, wanted.used, stored, wanted.max_bad_fraction, on_progress, copies)
     return Prepared(place, cache, reused, choice.because)

@@ -145,11 +145,11 @@ def sweep() -> None:
     """Remove what dead processes left in memory and in Ray's spill folders. Never raises."""
     root = ram_root()
     if is_own_folder(root):
-        for key in {path.stem for path in root.iterdir()}:
-            with suppress(OSError):
-                remove(root / key)
-        with suppress(OSError):  # there is more
-            root.rmdir()
+        with suppress(OSError):
+            for key in {path.stem for path in root.iterdir()}:
+                with suppress(OSError):
+                    remove(root / key)
+            root.rmdir()  # fails where there is more
     for session in (Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray").glob("session_[0-9]*"):
         if is_own_folder(session) and not _is_alive(session):
             for spilled in session.glob("ray_spilled_objects*"):

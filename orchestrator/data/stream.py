@@ -15,8 +15,8 @@ from orchestrator.data.images import Image, load_stored
 from orchestrator.data.pipeline import map_tables
 from trainables.order import Positions
 
-ROWS_PER_BLOCK = 32
-"""Images of one task: so few that the first batch is there soon."""
+ROWS_PER_BLOCK, BLOCK_BYTES = 32, 16 * 2**20
+"""Most of one task: so little that the first batch is there soon, and that many tasks fit Ray's object store."""
 AHEAD = 2
 """Blocks that are fetched before they are asked for."""
 
@@ -28,7 +28,8 @@ class DecodedImages:
         """cpus: how many tasks may decode at once. They take none of Ray's CPUs, which the workers may hold all."""
         images = cache.images.take(pa.array(sequence)).combine_chunks()
         table = pa.table({"position": pa.array(sequence), "image": images})
-        blocks = [table.slice(i, ROWS_PER_BLOCK).combine_chunks() for i in range(0, len(table), ROWS_PER_BLOCK)]
+        rows = max(1, min(ROWS_PER_BLOCK, BLOCK_BYTES // (cache.stored.side**2 * 4)))
+        blocks = [table.slice(i, rows).combine_chunks() for i in range(0, len(table), rows)]
         tasks = max(1, min(cpus, len(blocks)))
         self._blocks = map_tables(_DecodeTask(cache.stored), blocks, num_cpus=0, concurrency=tasks)
         self._ids = cache.ids
@@ -76,7 +77,7 @@ class _DecodeTask:
             row = {"position": position, "height": 0, "width": 0, "pixels": b"", "error": ""}
             try:
                 pixels = load_stored(load(image), self.stored.side, self.stored.fit).pixels
-            except (OSError, ValueError) as error:
+            except Exception as error:  # the reader may be the user's own
                 row["error"] = str(error) or type(error).__name__
             else:
                 row |= {"height": pixels.shape[0], "width": pixels.shape[1], "pixels": pixels.tobytes()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,11 +66,9 @@ def estimate_bytes(manifest: Manifest, stored: Stored) -> int:
     positions = sorted({i * count // PROBES for i in range(PROBES)})
     sizes = []
     for row in manifest.table.take(positions).to_pylist():
-        try:
+        with suppress(Exception):  # the reader may be the user's own; what is broken is told by the build
             content = get_format(stored.format).load(row["image"])
             sizes.append(load_stored(content, stored.side, stored.fit).pixels.size)
-        except (OSError, ValueError):
-            continue
     return round(count * sum(sizes) / len(sizes)) if sizes else 0
 
 
@@ -87,8 +86,11 @@ def disk_room(root: Path, quota: int | None, begun: int = 0) -> Room:
     return min(disk, left, key=lambda room: room.bytes)
 
 
-def ram_room() -> Room:
-    """What shared memory can take: its own size, the machine's free memory, and the container's limit."""
+def ram_room(begun: int = 0) -> Room:
+    """What shared memory can take: its own size, the machine's free memory, and the container's limit.
+
+    begun: bytes that are there already of the cache that needs room.
+    """
     if not store.MEMORY.is_dir():
         return Room(0, "there is no shared memory here")
     root = store.ram_root()
@@ -99,7 +101,8 @@ def ram_room() -> Room:
         Room(psutil.virtual_memory().available, "free memory"),
         *_group_rooms(),
     ]
-    return min(rooms, key=lambda room: room.bytes)
+    least = min(rooms, key=lambda room: room.bytes)
+    return Room(least.bytes + begun, least.limit)
 
 
 def choose_tier(setting: Any, needed: int, disk: Room, ram: Room, network: bool) -> Choice:

@@ -181,6 +181,17 @@ def test_the_key_goes_by_content_and_by_what_is_stored(tmp_path: Path, monkeypat
     assert len(set(keys)) == 8
 
 
+def test_labels_alone_belong_to_the_place_of_the_images(tmp_path: Path) -> None:
+    """They tell where to read, which a moved data set has changed."""
+    root = write_images(tmp_path / "pets", {"cat": 2, "dog": 2})
+    before = read_manifest(str(root))
+    after = read_manifest(str(root.rename(tmp_path / "animals")))
+    after = replace(after, fingerprint=before.fingerprint)
+    assert Stored("imagefolder", 64).key(after) == Stored("imagefolder", 64).key(before)
+    labels = Stored("imagefolder", 64, pixels=False)
+    assert labels.key(after) != labels.key(before)
+
+
 @pytest.mark.parametrize(
     ("imgsz", "multi_scale", "side"), [(224, 0, 255), (32, 0, 36), (8, 0, 9), (224, 0.1, 255), (224, 0.5, 336)]
 )

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator.data import Issue, store, tiers
 from orchestrator.data import prepare as prepare_module
-from orchestrator.data import store, tiers
-from orchestrator.data.build import NoRoom
-from orchestrator.data.cache import Cache, Stored
+from orchestrator.data.build import BrokenData, NoRoom
+from orchestrator.data.cache import Cache, ShardFile, Stored
 from orchestrator.data.manifest import Manifest, read_manifest
+from orchestrator.data.nodes import Place
 from orchestrator.data.prepare import Prepared, Wanted, prepare
 from orchestrator.data.tiers import Room
 from tests.pictures import numbered_rows, write_cache
@@ -76,7 +78,7 @@ def rooms(monkeypatch: pytest.MonkeyPatch, disk: Room = LARGE, ram: Room = LARGE
     )
     for module in (prepare_module, "orchestrator.data.nodes"):
         name = module if isinstance(module, str) else module.__name__
-        monkeypatch.setattr(f"{name}.ram_room", lambda: ram)
+        monkeypatch.setattr(f"{name}.ram_room", lambda begun=0: ram)
 
 
 @pytest.mark.parametrize(
@@ -275,3 +277,69 @@ def test_a_copy_that_was_taken_away_already_does_not_stop_the_end(machine: Machi
     store.sweep()
     assert not store.ram_root().exists()
     prepared.release()
+
+
+def test_a_ready_cache_with_too_much_left_out_is_refused_and_kept(machine: Machine) -> None:
+    issues = [asdict(Issue(f"train/x{i}", "the file is empty")) for i in range(2)]
+    folder = write_cache(machine.root / STORED.key(machine.manifest), numbered_rows(9), issues=issues)
+    with pytest.raises(BrokenData, match=r"2 of 11 images cannot be read, more than max_bad_fraction=0\.01"):
+        machine.prepare("disk")
+    assert (folder / "index.json").exists()
+    machine.prepare("disk", max_bad_fraction=0.2).release()
+
+
+def test_memory_on_several_nodes_is_a_copy_of_what_all_of_them_see(machine: Machine, tmp_path: Path) -> None:
+    for own_copies in (False, True):
+        shared = tmp_path / f"shared-{own_copies}"
+        prepared = machine.prepare("ram", shared=shared, own_copies=own_copies)
+        assert (prepared.tier, prepared.place.spread) == ("ram", True)
+        assert prepared.place.folder.parent == shared
+        copy = prepared.place.open()
+        assert copy.folder.parent == store.ram_root()
+        copy.close()
+        prepared.release()
+        assert prepared.place.folder.exists(), "only the copies go"
+        assert not copy.folder.exists()
+
+
+def test_a_second_run_takes_what_the_first_one_holds_in_memory(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = machine.prepare("ram")
+    rooms(monkeypatch, ram=Room(0, "free memory"))
+    second = machine.prepare("ram")
+    assert (second.tier, second.reused, len(machine.built)) == ("ram", True, 1)
+    first.release()
+    assert second.place.folder.exists()
+    second.release()
+    assert not second.place.folder.exists()
+
+
+def test_caches_that_go_for_the_quota_are_told(machine: Machine) -> None:
+    machine.prepare("disk").release()
+    size = sum(entry.bytes for entry in store.entries(machine.root))
+    other = replace(machine.manifest, fingerprint="another")
+    machine.prepare("disk", used=other, whole=other, quota=size).release()
+    [warning] = machine.warnings
+    assert "removed from the cache to stay within cache_quota" in warning
+
+
+def test_a_node_that_cannot_write_reads_where_all_see_it(machine: Machine, tmp_path: Path) -> None:
+    folder = write_cache(tmp_path / "shared" / "key", numbered_rows(9))
+    (tmp_path / "file").touch()
+    place = Place(folder, "disk", spread=True, cache_dir=str(tmp_path / "file" / "cache"))
+    index = json.loads((folder / "index.json").read_text())
+    place.keep(folder, ShardFile.parse(index["shards"][0]))
+    assert place.open().folder == folder
+
+
+def test_what_a_killed_copy_left_is_removed(machine: Machine, tmp_path: Path) -> None:
+    folder = write_cache(tmp_path / "shared" / "key", numbered_rows(9))
+    place = Place(folder, "disk", spread=True, cache_dir=str(machine.root))
+    place.copy.mkdir(parents=True)
+    draft = place.copy / ".shard-00000.arrow.123"
+    draft.write_bytes(b"half")
+    waits: list[int] = []
+    assert place.open(lambda: waits.append(1)).folder == place.copy
+    assert not draft.exists()
+    assert waits, "so that Ctrl-C is heard"
