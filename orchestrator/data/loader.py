@@ -16,6 +16,7 @@ import torch
 from orchestrator.data.cache import Cache
 from orchestrator.data.images import Image
 from orchestrator.data.objects import to_targets
+from orchestrator.data.shards import CACHE_LINE
 from orchestrator.data.stream import DecodedImages
 from trainables.augment import Augmentation, Fit, Window, center_view, train_view
 from trainables.contracts import Batch, DataInfo, Targets
@@ -23,8 +24,6 @@ from trainables.order import Draws, Keys, Positions, batch_size, batch_sizes, dr
 
 RING = 3
 """Buffers in flight: one with the model, one ready, one being filled."""
-CACHE_LINE = 64
-"""Bytes."""
 MIN_VISIBLE = 0.1
 """Share of an object's box that a training view must show for the object to count."""
 

@@ -14,6 +14,8 @@ from orchestrator.data.images import Image
 from orchestrator.data.objects import Objects
 
 FORMAT_VERSION = 2
+CACHE_LINE = 64
+"""Bytes."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def write_shard(path: Path, rows: Sequence[Row]) -> None:
         **_object_columns(rows),
         "pixels": _pixel_column([r.pixels for r in rows if r.pixels is not None], len(rows)),
     }
-    batch = pa.record_batch(columns)
+    batch = _aligned(pa.record_batch(columns))
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
         writer.write_batch(batch)
 
@@ -86,6 +88,18 @@ def _pixel_column(images: Sequence[Image], rows: int) -> pa.Array:
         return pa.Array.from_buffers(pa.binary(flat[0].size), rows, [None, pa.py_buffer(data)])
     offsets = np.concatenate([[0], np.cumsum([f.size for f in flat])]).astype(np.int64)
     return pa.Array.from_buffers(pa.large_binary(), rows, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
+
+
+def _aligned(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Let the pixels, which end the batch, start on a cache line: Arrow aligns to 8 bytes, where copies take longer."""
+    batch = batch.replace_schema_metadata({"padding": ""})
+    sink, pixels = pa.MockOutputStream(), batch["pixels"].buffers()[-1]
+    with pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+        end = sink.size()
+    size = pixels.size if pixels else 0
+    start = end - -(-size // 8) * 8
+    return batch.replace_schema_metadata({"padding": "." * (-start % CACHE_LINE)})
 
 
 class Shard:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from orchestrator.data.images import Image
-from orchestrator.data.shards import Row, Shard, write_shard
+from orchestrator.data.shards import CACHE_LINE, Row, Shard, write_shard
 from tests.pictures import noise
 from tests.pictures import row as make_row
 
@@ -44,6 +45,14 @@ def test_images_that_are_views_of_others_are_written_right(tmp_path: Path) -> No
     write_shard(tmp_path / "shard.arrow", [make_row(str(i), i, 0, view) for i, view in enumerate(views)])
     shard = Shard(tmp_path / "shard.arrow")
     assert all(np.array_equal(shard.image(i), view) for i, view in enumerate(views))
+
+
+@pytest.mark.parametrize("shapes", [SAME, OTHERS])
+@pytest.mark.parametrize("length", range(1, 80, 7))
+def test_pixels_start_on_a_cache_line(tmp_path: Path, shapes: list[tuple[int, int]], length: int) -> None:
+    rows = [replace(row, image="x" * length) for row in rows_of(shapes)]
+    write_shard(tmp_path / "shard.arrow", rows)
+    assert Shard(tmp_path / "shard.arrow").image(0).ctypes.data % CACHE_LINE == 0
 
 
 @pytest.mark.parametrize("shapes", [SAME, OTHERS])
