@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,15 @@ from orchestrator.data.manifest import Manifest, sample_of
 from orchestrator.data.nodes import Place
 from orchestrator.data.objects import Objects, resolve
 from orchestrator.data.pipeline import map_tables
-from orchestrator.data.shards import FORMAT_VERSION, Row, write_shard
+from orchestrator.data.shards import FORMAT_VERSION, Arena, Row, write_shard
 from orchestrator.errors import describe
 from trainables.contracts import Sample
 from trainables.order import sample_keys
 
 SHARD_BYTES = 128 * 2**20
 MIN_SHARD_ROWS = 64
+LONGEST = 4
+"""Width by height of the images, on average, for which the memory of a task is laid out."""
 TASKS_PER_CPU = 4
 """At least, so that no CPU waits long for the last one, and the progress shows."""
 LABELS_PER_SHARD = 50_000
@@ -197,14 +199,15 @@ class _ShardTask:
     def __call__(self, block: pa.Table) -> pa.Table:
         rows: list[Row] = []
         issues: list[Issue] = []
+        arena = Arena(len(block) * self.stored.side**2 * 3 * LONGEST if self.stored.pixels else 0)
         reading = True
         try:
-            for row in block.to_pylist():
-                made, found = make_row(sample_of(row), self.stored)
-                rows += made
+            for values in block.to_pylist():
+                made, found = make_row(sample_of(values), self.stored)
+                rows += [row if row.pixels is None else replace(row, pixels=arena.move(row.pixels)) for row in made]
                 issues += found
             reading = False
-            file = _write(self.folder / block["file"][0].as_py(), rows, issues)
+            file = _write(self.folder / block["file"][0].as_py(), rows, issues, arena)
         except OSError as error:
             told = {"reading": reading, "errno": error.errno, "message": str(error)}
             return pa.table({"report": [json.dumps({"error": told})]})
@@ -248,13 +251,13 @@ def _raw_size(picture: Picture) -> tuple[int, int]:
     return size[::-1] if TURNS[picture.orientation][0] else size
 
 
-def _write(path: Path, rows: list[Row], issues: list[Issue]) -> ShardFile:
+def _write(path: Path, rows: list[Row], issues: list[Issue], arena: Arena) -> ShardFile:
     """Write a shard and its report, each in one rename. Raises OSError, with nothing half-written left behind."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         size, mtime, digest = 0, 0, ""
         if rows:
-            write_shard(draft, rows)
+            write_shard(draft, rows, arena)
             digest = hash_file(draft)
             draft.replace(path)
             size, mtime = path.stat().st_size, path.stat().st_mtime_ns

@@ -35,8 +35,34 @@ class Row:
     objects: Objects | None
 
 
-def write_shard(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows as one record batch: fixed-size pixels where all have one shape, else large_binary. Raises OSError."""
+class Arena:
+    """One piece of memory, in huge pages, that the images of a shard are moved to one after the other."""
+
+    def __init__(self, size: int) -> None:
+        """Up to `size` bytes; what is not used costs nothing."""
+        self._memory = np.empty(size, np.uint8)
+        self._used = 0
+
+    def move(self, image: Image) -> Image:
+        """The image, in the arena; where that is full, as it is."""
+        end = self._used + image.size
+        if end > len(self._memory):
+            return image
+        moved: Image = self._memory[self._used : end].reshape(image.shape)
+        moved[...] = image
+        self._used = end
+        return moved
+
+    def all_of(self, images: Sequence[Image]) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
+        """The bytes of these images, which are all that were moved; None where some were not."""
+        return self._memory[: self._used] if sum(image.size for image in images) == self._used else None
+
+
+def write_shard(path: Path, rows: Sequence[Row], arena: Arena | None = None) -> None:
+    """Write rows as one record batch: fixed-size pixels where all have one shape, else large_binary. Raises OSError.
+
+    arena: where the pixels of exactly these rows are.
+    """
     shapes = [(0, 0, 0) if r.pixels is None else r.pixels.shape for r in rows]
     columns = {
         "id": pa.array([r.id for r in rows], pa.string()),
@@ -48,7 +74,7 @@ def write_shard(path: Path, rows: Sequence[Row]) -> None:
         "height": pa.array([shape[0] for shape in shapes], pa.int32()),
         "width": pa.array([shape[1] for shape in shapes], pa.int32()),
         **_object_columns(rows),
-        "pixels": _pixel_column([r.pixels for r in rows if r.pixels is not None], len(rows)),
+        "pixels": _pixel_column([r.pixels for r in rows if r.pixels is not None], len(rows), arena),
     }
     batch = _aligned(pa.record_batch(columns))
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
@@ -78,15 +104,16 @@ def _object_columns(rows: Sequence[Row]) -> dict[str, pa.Array]:
 _NONE = Objects(np.empty(0, np.int64), np.empty((0, 4), np.float32), np.empty(0, bool))
 
 
-def _pixel_column(images: Sequence[Image], rows: int) -> pa.Array:
+def _pixel_column(images: Sequence[Image], rows: int, arena: Arena | None) -> pa.Array:
     if not images:
         return pa.nulls(rows, pa.large_binary())
-    flat = [image.reshape(-1) for image in images]
     # one array of all the bytes; arrow takes it over without another copy
-    data = np.concatenate(flat)
+    data = arena.all_of(images) if arena else None
+    if data is None:
+        data = np.concatenate([image.reshape(-1) for image in images])
     if len({image.shape for image in images}) == 1:
-        return pa.Array.from_buffers(pa.binary(flat[0].size), rows, [None, pa.py_buffer(data)])
-    offsets = np.concatenate([[0], np.cumsum([f.size for f in flat])]).astype(np.int64)
+        return pa.Array.from_buffers(pa.binary(images[0].size), rows, [None, pa.py_buffer(data)])
+    offsets = np.concatenate([[0], np.cumsum([image.size for image in images])]).astype(np.int64)
     return pa.Array.from_buffers(pa.large_binary(), rows, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
 
 

@@ -106,3 +106,15 @@ def test_damaged_offsets_and_sizes_are_noticed_instead_of_read(tmp_path: Path) -
         path.write_bytes(content.replace(column, column[:-1] + b"\x70"))
         with pytest.raises(ValueError):  # noqa: PT011 (arrow's own words)
             Shard(path)
+
+
+@pytest.mark.parametrize("shapes", [SAME, OTHERS])
+@pytest.mark.parametrize("room", [10_000, 100, 0])
+def test_pixels_in_one_piece_of_memory_are_written_alike(
+    tmp_path: Path, shapes: list[tuple[int, int]], room: int
+) -> None:
+    rows, arena = rows_of(shapes), Arena(room)
+    moved = [replace(row, pixels=arena.move(row.pixels)) for row in rows if row.pixels is not None]
+    write_shard(tmp_path / "moved", moved, arena)
+    write_shard(tmp_path / "plain", rows)
+    assert (tmp_path / "moved").read_bytes() == (tmp_path / "plain").read_bytes()
