@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from orchestrator.data.images import Image
-from orchestrator.data.shards import CACHE_LINE, Row, Shard, write_shard
+from orchestrator.data.shards import CACHE_LINE, Arena, Row, Shard, write_shard
 from tests.pictures import noise
 from tests.pictures import row as make_row
 
