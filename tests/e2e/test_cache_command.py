@@ -18,7 +18,7 @@ from tests.pictures import numbered_rows, write_cache
 
 READY, UNFINISHED, OLD, OTHER = "a1" * 12, "a2" * 12, "b0" * 12, "c0" * 12
 DAY = 24 * 3600
-PIXELS, FOOTER = 0.5, 0.99
+PIXELS, FOOTER = 0.5, -10
 """Places in a large shard."""
 
 
@@ -188,7 +188,7 @@ def damage(path: Path, place: float) -> None:
     """Other bytes at a place of a file, its size and time as before: only a hash can tell."""
     stat = path.stat()
     with path.open("r+b") as file:
-        file.seek(int(stat.st_size * place))
+        file.seek(int(stat.st_size * place) if place > 0 else stat.st_size + int(place))
         file.write(b"?????")
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
