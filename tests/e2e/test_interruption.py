@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import signal
 import time
@@ -175,8 +176,8 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(resumed: Interrupted) -
 
 
 @pytest.mark.parametrize("step", ["checking the config", "building the cache: 0 of"])
-def test_before_the_training_nothing_is_kept(shell: Shell, step: str) -> None:
-    """Neither a run without a checkpoint nor half a cache."""
+def test_before_the_training_nothing_half_written_is_kept(shell: Shell, step: str) -> None:
+    """Neither a run without a checkpoint nor half a shard; finished shards stay for the next run."""
     caches = shell.folder / "cache"
     command = shell.start("train", shell.config(), ORCHESTRATOR_CACHE=str(caches))
     command.wait_until(lambda: step in command.output)
@@ -185,7 +186,9 @@ def test_before_the_training_nothing_is_kept(shell: Shell, step: str) -> None:
     assert done.code in (130, -signal.SIGINT)
     assert "Traceback" not in done.out + done.err
     assert not shell.storage.exists()
-    assert not [path for path in caches.glob("*") if path.suffix != ".lock"]
+    assert not list(caches.glob("*/index.json"))
+    for shard in caches.glob("*/shard-*.json"):
+        assert json.loads(shard.read_text())["bytes"] == shard.with_suffix(".arrow").stat().st_size
 
 
 @pytest.mark.skipif(cpu_count() < 2, reason="two workers need two CPUs")
