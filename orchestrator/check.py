@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from orchestrator.checking.screen import CheckScreen
 from orchestrator.config import Config, ConfigError, Problem
 from orchestrator.data import SPLITS
 from orchestrator.data.files import is_remote
+from orchestrator.drafts import replacing
 from orchestrator.launch import cpu_count
 from orchestrator.reading import Source, read_source, validate
 
@@ -130,9 +130,5 @@ def _folder(path: str | Path) -> Iterator[Path]:
 
 def _write(path: Path, text: str) -> None:
     """Write a file in one rename, so that nobody finds half of it."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as draft:
         draft.write_text(text, encoding="utf-8", errors="backslashreplace")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)

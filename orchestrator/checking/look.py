@@ -70,7 +70,7 @@ def look(sample: Sample, load: Load, frame: Frame) -> Look:
     )
     labels = [sample.label]
     if sample.objects is not None:
-        found.objects, messages = resolve(sample, raw_size(picture), picture.orientation, frame)
+        found.objects, messages = resolve(sample, picture.raw_size, picture.orientation, frame)
         found.flaws = [*_label_flaws(sample, picture, frame, messages), *_box_flaws(found.objects, picture)]
         labels = sorted(found.objects.labels.tolist())
     found.answer = int.from_bytes(blake2b(repr(labels).encode(), digest_size=8).digest())
@@ -82,11 +82,6 @@ def picture_of(content: bytes | Image, needed: int | None) -> Picture:
     if isinstance(content, bytes):
         return open_image(content, needed, fit="long")
     return load_stored(content, side=2**31, fit="long")  # as it is, if it is an image
-
-
-def raw_size(picture: Picture) -> tuple[int, int]:
-    """(height, width) of the file's pixels before they were turned upright."""
-    return (picture.width, picture.height) if picture.orientation >= 5 else (picture.height, picture.width)
 
 
 def content_of(data: bytes) -> tuple[str, str]:
@@ -111,7 +106,7 @@ def _label_flaws(
     for message in messages:
         kind = "dropped_object" if message.endswith(": dropped") else "label_remark"
         yield "dropped_mask" if "its box stays" in message else kind, message.removesuffix(": dropped"), None
-    raw, upright = raw_size(picture), (picture.height, picture.width)
+    raw, upright = picture.raw_size, (picture.height, picture.width)
     if (
         picture.orientation > 1
         and sample.objects

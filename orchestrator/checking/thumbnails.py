@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from orchestrator.checking.look import Box, Load, picture_of, raw_size
+from orchestrator.checking.look import Box, Load, picture_of
 from orchestrator.data import masks
 from orchestrator.data.images import Image
 from orchestrator.data.objects import Frame, Objects, resolve
@@ -61,7 +61,7 @@ def thumbnail(sample: Sample, load: Load, frame: Frame, label: int | None = None
     except (OSError, ValueError):
         return None
     size = picture.height, picture.width
-    objects = resolve(sample, raw_size(picture), picture.orientation, frame)[0] if sample.objects else None
+    objects = resolve(sample, picture.raw_size, picture.orientation, frame)[0] if sample.objects else None
     view = _view(size, None if objects is None else _focus(objects, label, box))
     pixels = _cut(picture.pixels, size, view)
     if objects is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -15,14 +14,24 @@ from typing import Any
 import pyarrow as pa
 
 from orchestrator.data import Issue, get_format
-from orchestrator.data.cache import Cache, ShardFile, Stored, hash_file, open_cache, remove_drafts, write_json
-from orchestrator.data.images import TURNS, Picture, load_stored
+from orchestrator.data.cache import (
+    Cache,
+    ShardFile,
+    Stored,
+    finished_shards,
+    hash_file,
+    open_cache,
+    remove_drafts,
+    write_json,
+)
+from orchestrator.data.images import load_stored
 from orchestrator.data.locks import exclusive
 from orchestrator.data.manifest import Manifest, sample_of
 from orchestrator.data.nodes import Place
 from orchestrator.data.objects import Objects, resolve
 from orchestrator.data.pipeline import map_tables
 from orchestrator.data.shards import FORMAT_VERSION, Arena, Row, write_shard
+from orchestrator.drafts import replacing
 from orchestrator.errors import describe
 from trainables.contracts import Sample
 from trainables.order import sample_keys
@@ -73,7 +82,9 @@ def build_cache(
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     total = len(manifest)
-    with exclusive(folder.with_suffix(".lock"), lambda: on_progress(sum(f.rows for f in _done(folder)), total)):
+    with exclusive(
+        folder.with_suffix(".lock"), lambda: on_progress(sum(f.rows for f in finished_shards(folder)), total)
+    ):
         if (ready := open_cache(folder)) is not None:
             return ready
         started = time.monotonic()
@@ -122,24 +133,13 @@ def _plan(folder: Path, manifest: Manifest, stored: Stored) -> int:
     return rows
 
 
-def _done(folder: Path) -> list[ShardFile]:
-    """The shards of a folder that are finished, as their reports say."""
-    files: list[ShardFile] = []
-    for report in sorted(folder.glob("shard-*.json")):
-        try:
-            files.append(ShardFile.parse(json.loads(report.read_text())))
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return files
-
-
 def _build_shards(
     task: _ShardTask, manifest: Manifest, rows: int, max_bad_fraction: float, on_progress: OnProgress
 ) -> list[ShardFile]:
     folder, total = task.folder, len(manifest)
     # by their hashes: after a crash of the machine, or where a ready cache cannot be opened, size and time do not tell
     done: dict[str, ShardFile] = {}
-    for file in _done(folder):
+    for file in finished_shards(folder):
         if file.is_sound(folder, thorough=True):
             done[file.file] = file
             on_progress(_count(done.values()), total)
@@ -238,32 +238,21 @@ def make_row(sample: Sample, stored: Stored) -> tuple[list[Row], list[Issue]]:
     objects: Objects | None = None
     dropped: list[str] = []
     if sample.objects is not None:
-        objects, dropped = resolve(sample, _raw_size(picture), picture.orientation, stored.frame)
+        objects, dropped = resolve(sample, picture.raw_size, picture.orientation, stored.frame)
     key = int(sample_keys([sample.id])[0])
     pixels = picture.pixels if stored.pixels else None
     row = Row(sample.id, key, sample.image, sample.label, picture.height, picture.width, pixels, objects)
     return [row], [Issue(sample.id, reason, "label") for reason in dropped]
 
 
-def _raw_size(picture: Picture) -> tuple[int, int]:
-    """(height, width) of the file's pixels, before its EXIF orientation was applied."""
-    size = picture.height, picture.width
-    return size[::-1] if TURNS[picture.orientation][0] else size
-
-
 def _write(path: Path, rows: list[Row], issues: list[Issue], arena: Arena) -> ShardFile:
     """Write a shard and its report, each in one rename. Raises OSError, with nothing half-written left behind."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        size, mtime, digest = 0, 0, ""
-        if rows:
+    size, mtime, digest = 0, 0, ""
+    if rows:
+        with replacing(path) as draft:
             write_shard(draft, rows, arena)
             digest = hash_file(draft)
-            draft.replace(path)
-            size, mtime = path.stat().st_size, path.stat().st_mtime_ns
-        file = ShardFile(path.name, len(rows), size, mtime, digest, issues)
-        write_json(path.with_suffix(".json"), asdict(file))
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
+        size, mtime = path.stat().st_size, path.stat().st_mtime_ns
+    file = ShardFile(path.name, len(rows), size, mtime, digest, issues)
+    write_json(path.with_suffix(".json"), asdict(file))
     return file

@@ -15,6 +15,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from orchestrator.data.locks import Lease
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.objects import Frame, Objects
 from orchestrator.data.shards import FORMAT_VERSION, Shard
+from orchestrator.drafts import replacing
 from trainables.augment import Fit
 from trainables.order import Keys, Positions
 
@@ -90,6 +93,18 @@ class ShardFile:
         return True
 
 
+def shards_of(index: dict[str, Any]) -> list[ShardFile]:
+    """What an index.json says of the shards."""
+    return [ShardFile.parse(values) for values in index["shards"]]
+
+
+def finished_shards(folder: Path) -> Iterator[ShardFile]:
+    """The shards of a cache that are finished, as their reports say; without its report, a shard is made again."""
+    for report in sorted(folder.glob("shard-*.json")):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            yield ShardFile.parse(json.loads(report.read_text()))
+
+
 class DamagedCache(ValueError):
     """A shard of a ready cache is not what was written."""
 
@@ -109,7 +124,7 @@ class Cache:
         self.stored = Stored(**index["stored"])
         self.build_seconds: float = index["build_seconds"]
         self._lease = Lease(folder.with_suffix(".use"))
-        files = [ShardFile.parse(values) for values in index["shards"]]
+        files = shards_of(index)
         self.bytes = sum(file.bytes for file in files)
         self.issues = [Issue(**issue) for issue in index["issues"]]
         self.issues += [issue for file in files for issue in file.issues]
@@ -183,13 +198,8 @@ def hash_file(path: Path) -> str:
 
 def write_json(path: Path, values: Any) -> None:
     """Write a JSON file in one rename."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as draft:
         draft.write_text(json.dumps(values, indent=1))
-        draft.replace(path)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
 
 
 def remove_drafts(folder: Path) -> None:

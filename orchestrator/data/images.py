@@ -59,6 +59,12 @@ class Picture:
     width: int
     orientation: int
 
+    @property
+    def raw_size(self) -> tuple[int, int]:
+        """(height, width) of the file's pixels, before they were turned upright."""
+        transposed = TURNS[self.orientation][0]
+        return (self.width, self.height) if transposed else (self.height, self.width)
+
 
 def load_stored(content: bytes | Image, side: int, fit: Fit) -> Picture:
     """Decode what a format loads and shrink it to the stored size. Raises ValueError for what is no image."""

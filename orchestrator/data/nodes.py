@@ -6,21 +6,22 @@ rest where all nodes see them, through the operating system's page cache, and gi
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
-from orchestrator.data.cache import Cache, ShardFile, hash_file, remove_drafts
+from orchestrator.data.cache import Cache, ShardFile, hash_file, remove_drafts, shards_of
 from orchestrator.data.files import is_remote
 from orchestrator.data.locks import exclusive
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.store import Tier, disk_root, make_room, remove, sweep, tier_root
 from orchestrator.data.tiers import DISK_MARGIN, RAM_MARGIN, disk_room, ram_room
+from orchestrator.drafts import replacing
 
 PROBED = 3
 """Images that each node looks for."""
@@ -73,7 +74,8 @@ class Place:
             with exclusive(local.with_suffix(".lock"), on_wait):
                 local.mkdir(exist_ok=True)
                 remove_drafts(local)
-                missing = [file for file in _index(self.folder) if not file.is_sound(local)]
+                index = json.loads((self.folder / "index.json").read_text())
+                missing = [file for file in shards_of(index) if not file.is_sound(local)]
                 if self.quota is not None and self.tier != "ram":
                     make_room(local.parent, sum(file.bytes for file in missing), self.quota, keep=local)
                 for file in missing:
@@ -142,21 +144,9 @@ def _token(folder: Path) -> Path:
     return token
 
 
-def _index(folder: Path) -> list[ShardFile]:
-    import json
-
-    index: dict[str, Any] = json.loads((folder / "index.json").read_text())
-    return [ShardFile.parse(values) for values in index["shards"]]
-
-
 def _copy(source: Path, target: Path, file: ShardFile | None = None) -> None:
     """Copy with its times, in one rename; a shard is checked on the way. Raises OSError."""
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
+    with replacing(target) as draft:
         shutil.copy2(source, draft)
         if file and hash_file(draft) != file.sha256:
             raise OSError(f"{source} is damaged")
-        draft.replace(target)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise

@@ -97,7 +97,7 @@ def _ready(wanted: Wanted, root: Path, on_progress: OnProgress) -> Prepared | No
     """A cache that can be used as it is, of the whole data set or of the part that is used."""
     if wanted.setting is False:
         return None
-    for manifest in (wanted.whole, wanted.used):
+    for manifest in (wanted.whole,) if wanted.used is wanted.whole else (wanted.whole, wanted.used):
         key = wanted.stored.key(manifest)
         if wanted.in_ram and not wanted.shared and (held := open_cache(store.ram_root() / key)):
             return Prepared(Place(store.ram_root() / key, "ram"), held, True, "")

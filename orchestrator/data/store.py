@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.data.cache import ShardFile, hash_file
+from orchestrator.data.cache import ShardFile, finished_shards, hash_file, shards_of
 from orchestrator.data.locks import free, held
 from orchestrator.data.shards import FORMAT_VERSION
 
@@ -100,7 +100,7 @@ def verify(entry: Entry) -> list[str]:
     Raises OtherVersion.
     """
     try:
-        files = list(_shards(entry))
+        files = _shards(entry)
     except (OSError, ValueError, KeyError, TypeError):
         return ["index.json"]
     return [file.file for file in files if not _is_sound(file, entry.folder)]
@@ -191,17 +191,14 @@ def _entry(folder: Path) -> Entry | None:
     return Entry(folder, *known, folder_bytes(folder), ready, used)
 
 
-def _shards(entry: Entry) -> Iterator[ShardFile]:
+def _shards(entry: Entry) -> list[ShardFile]:
     """The shards of the index, or those that are finished. Raises what a damaged index leads to."""
     if entry.ready:
         index = json.loads((entry.folder / "index.json").read_text())
         if index["format_version"] != FORMAT_VERSION:
             raise OtherVersion(f"it is of format {index['format_version']}, and this version uses {FORMAT_VERSION}")
-        yield from map(ShardFile.parse, index["shards"])
-        return
-    for report in sorted(entry.folder.glob("shard-*.json")):
-        with suppress(OSError, ValueError, KeyError, TypeError):  # without its report, a shard is made again
-            yield ShardFile.parse(json.loads(report.read_text()))
+        return shards_of(index)
+    return list(finished_shards(entry.folder))
 
 
 def _is_sound(file: ShardFile, folder: Path) -> bool:
