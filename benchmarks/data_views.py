@@ -22,8 +22,8 @@ from benchmarks._timing import Seconds, print_table, ratio, take_turns
 from orchestrator.data.loader import ring_memory
 from trainables.augment import Augmentation, train_view
 from trainables.contracts import Batch
-from trainables.models import Normalization
 from trainables.order import draws
+from trainables.pixels import Normalization
 from trainables.recipe import Recipe
 from trainables.tasks import build_task
 

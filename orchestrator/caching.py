@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import launch
-from orchestrator.config import ConfigError, parse_bytes
+from orchestrator.config import ConfigError
 from orchestrator.console import Screen
 from orchestrator.data.build import BrokenData, Unread
 from orchestrator.data.cache import Stored, stored_side
@@ -18,6 +18,7 @@ from orchestrator.launch import Placement
 from orchestrator.preflight import Checked
 from orchestrator.stop import Stop
 from trainables.augment import FITS
+from trainables.recipe import parse_bytes
 
 
 class Caching:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import yaml
 from pydantic import Field, field_validator
 
-from trainables.recipe import Bool, Float, Int, Recipe, Settings, Text, Unavailable
+from trainables.recipe import Bool, Float, Int, Recipe, Settings, Text, Unavailable, parse_bytes
 from trainables.registry import did_you_mean
 
 FORMAT_VERSION = 1
@@ -143,12 +143,6 @@ class Config(Recipe):
         if value is not None and parse_bytes(value) <= 0:
             raise ValueError("must be a number of bytes, or a text like 500MB, 50GB or 1TB")
         return value
-
-
-def parse_bytes(value: int | str) -> int:
-    """Bytes of 1000, "50GB" or "1.5 TB" (decimal units); 0 where it cannot be read."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", str(value).strip(), re.I)
-    return int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " ")) if match else 0
 
 
 def yaml_text(value: Any) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 BUCKET_BYTES = 25 * 2**20
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,36 @@ class World:
         gathered: list[Any] = [None] * self.size
         dist.all_gather_object(gathered, value)
         return gathered
+
+    def gather_to_first(self, value: Any) -> list[Any] | None:
+        """On rank 0 each rank's object, in the order of the ranks; None on the others. Waits without a time-out."""
+        if self.size == 1:
+            return [value]
+        gathered: list[Any] | None = [None] * self.size if self.rank == 0 else None
+        dist.gather_object(value, gathered, dst=0, group=_patient_group())
+        return gathered
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What `make` returns on rank 0, on every rank; the others wait for it without a time-out.
+
+        Where it raises, every rank raises.
+        """
+        if self.size == 1:
+            return make()
+        made: list[Any] = [None, None]
+        error: Exception | None = None
+        if self.rank == 0:
+            try:
+                made[0] = make()
+            except Exception as caught:
+                error, made[1] = caught, f"{type(caught).__name__}: {caught}"
+        dist.broadcast_object_list(made, src=0, group=_patient_group())
+        if error is not None:
+            raise error
+        if made[1] is not None:
+            raise RuntimeError(f"rank 0 failed: {made[1]}")
+        result: T = made[0]
+        return result
 
     def sum_gradients(self, model: nn.Module) -> None:
         """Sum the gradients over the ranks, in buckets in the order of the parameters.
@@ -84,3 +117,21 @@ def _buckets(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
         buckets[-1].append(p)
         size += p.nbytes
     return buckets
+
+
+_patient: dict[int, dist.ProcessGroup] = {}
+
+
+def _patient_group() -> dist.ProcessGroup:
+    """A gloo group beside the default one, in which a rank may wait for days: rank 0 may evaluate for hours.
+
+    A rank that dies still ends the wait, for its connections close.
+    """
+    default = dist.group.WORLD
+    assert default is not None
+    if id(default) not in _patient:
+        _patient.clear()
+        group = dist.new_group(backend="gloo", timeout=timedelta(days=30))
+        assert isinstance(group, dist.ProcessGroup)
+        _patient[id(default)] = group
+    return _patient[id(default)]

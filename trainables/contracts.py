@@ -86,6 +86,12 @@ class DataInfo:
     skipped: int
     imgsz: int
     """Height and width of the batches' images, in pixels."""
+    largest: int = 0
+    """Height and width of the largest batches of multi-scale; 0: imgsz."""
+    objects: int = 0
+    """The most objects of one training image."""
+    masks: bool = False
+    """Whether the objects have masks."""
 
 
 @dataclass
@@ -104,6 +110,26 @@ class Targets:
     masks: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Truth:
+    """The objects of one validation image as they are evaluated: all of them, in pixels of the original image.
+
+    size: (height, width) of the original image.
+    boxes: (n, 4) float32 xyxy. labels: (n,) int64. crowd: (n,) bool.
+    masks: COCO's compressed run lengths of each object; None where the data set has boxes only.
+    left, top, scale: where the batch's image shows it: a point p of the original is at (p - (left, top)) * scale.
+    """
+
+    size: tuple[int, int]
+    boxes: Tensor
+    labels: Tensor
+    crowd: Tensor
+    masks: Sequence[RunLengths] | None
+    left: float
+    top: float
+    scale: float
+
+
 @dataclass
 class Batch:
     """One rank's share of a global batch. Its buffers are reused: valid until the next one is asked for.
@@ -112,7 +138,8 @@ class Batch:
     labels: (n,) int64 class indices; -1 where the data set has objects instead.
     samples: (n,) int64 positions in the data set (`Data.id_of` names them).
     global_size: samples of the whole global batch, over all ranks.
-    targets: the objects of each image; None where the data set has none.
+    targets: the objects of each image, for training; None in validation, and where the data set has none.
+    truths: the same, for evaluation; None in training.
     """
 
     images: Tensor
@@ -120,6 +147,7 @@ class Batch:
     samples: np.ndarray[Any, np.dtype[np.int64]]
     global_size: int
     targets: Sequence[Targets] | None = None
+    truths: Sequence[Truth] | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -128,8 +156,8 @@ class Batch:
         """Cut into micro-batches of at most `size` samples; an empty share gives none."""
         for start in range(0, len(self), max(size, 1)):
             part = slice(start, start + size)
-            targets = self.targets and self.targets[part]
-            yield Batch(self.images[part], self.labels[part], self.samples[part], self.global_size, targets)
+            targets, truths = self.targets and self.targets[part], self.truths and self.truths[part]
+            yield Batch(self.images[part], self.labels[part], self.samples[part], self.global_size, targets, truths)
 
 
 class Data(Protocol):
@@ -195,12 +223,14 @@ class State:
     """Everything a checkpoint holds. The tensors are the live ones: whoever keeps them copies them.
 
     progress: JSON values: epoch, samples consumed of it, running sums, early stopping, best so far.
+    ema: the moving average of the weights, with the model's names; empty where there is none.
     """
 
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
     progress: dict[str, Any]
     best: bool = field(default=False)
+    ema: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Runtime(Protocol):

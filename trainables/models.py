@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torchvision import models as torchvision_models
 
+from trainables.pixels import Normalization
 from trainables.recipe import Recipe
 from trainables.registry import lookup
 
@@ -29,14 +30,6 @@ _BUILDER_OPTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
     **{f"vit_{name}": lambda imgsz: {"image_size": imgsz} for name in ("b_16", "b_32", "l_16", "l_32", "h_14")},
 }
 """What some builders must be told beyond the number of classes, given imgsz."""
-
-
-@dataclass(frozen=True)
-class Normalization:
-    """Mean and standard deviation of the pixels in [0, 1] that the weights expect; ImageNet's by default."""
-
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,16 @@ import re
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 
 def _number(value: Any) -> Any:
@@ -24,6 +33,15 @@ Int = Annotated[int, Strict()]
 Bool = Annotated[bool, Strict()]
 Text = Annotated[str, Strict()]
 Unavailable = Callable[[Any], bool]
+
+MODELS_BY_TASK = {
+    "classify": "resnet18",
+    "detect": "ssdlite320_mobilenet_v3_large",
+    "segment": "maskrcnn_mobilenet_v3_large_fpn",
+}
+"""What is trained where the config names no model."""
+AUTO_EPOCHS = (300, 600, 1200)
+"""The stages of ``epochs: auto``."""
 
 OptimizerName = Literal["auto", "SGD", "Adam", "AdamW", "NAdam", "RAdam", "RMSProp"]
 ScheduleName = Literal["cosine", "linear", "constant", "step", "one_cycle"]
@@ -47,37 +65,58 @@ class Settings(BaseModel):
 class Recipe(Settings):
     """How to train: everything that the training loop itself reads."""
 
-    unavailable: ClassVar[dict[str, Unavailable]] = {
-        "task": lambda v: v != "classify",
-        "epochs": lambda v: v == "auto",
-        "batch": lambda v: v == -1,
-        "schedule": lambda v: v in ("step", "one_cycle"),
-        "amp": lambda v: v == "fp16",
-        "deterministic": lambda v: v is True,
-        "compile": lambda v: v is not False,
-    }
-
     task: Literal["classify", "detect", "segment"] = Field(
         "classify", description="What to train: an image classifier, object detector or instance segmentation."
     )
     model: Text = Field(
-        "resnet18",
+        MODELS_BY_TASK["classify"],
         min_length=1,
-        description="Name of a torchvision classification model, or package.module:function for one of your own.",
+        description="Name of a torchvision model of the task, timm/NAME for a classifier of timm, or "
+        "package.module:function for one of your own. Default for detect: ssdlite320_mobilenet_v3_large, for segment: "
+        "maskrcnn_mobilenet_v3_large_fpn.",
     )
     pretrained: Bool | Text = Field(
         False,
-        description="Start from published weights (true), from a file of weights (a path), or from scratch (false).",
+        description="Start from published weights (true), from a file of weights (a path, s3://, gs:// or https://), "
+        "or from scratch (false).",
     )
-    epochs: Literal["auto"] | Int = Field(300, description="Passes over the training set, at least 1.")
+    freeze: Int | list[Text] = Field(
+        0,
+        description="What of the model is not trained: its first N stages, or a list of name patterns as backbone.*.",
+    )
+    epochs: Literal["auto"] | Int = Field(
+        300,
+        description="Passes over the training set, at least 1; auto: 300, then 600, then 1200 while the metric still "
+        "improves and does not overfit.",
+    )
+    time: Float | None = Field(None, gt=0, description="Stop after so many hours, over all sessions; null: no limit.")
     patience: Int = Field(
         50, ge=0, description="Stop after this many epochs without a better metric; 0 never stops early."
     )
+    min_delta: Float = Field(
+        0.0, ge=0, description="How much better the metric must be for `patience` to count it as better."
+    )
+    val_interval: Int = Field(
+        1, ge=0, description="Validate after every so many epochs, and after the last; 0: never (then set patience: 0)."
+    )
     batch: Int = Field(
-        64, description="Images that one optimizer step sees, over all workers; -1 finds the most that fits."
+        64,
+        description="Images that one optimizer step sees, over all workers; -1 measures which size that fits is the "
+        "fastest.",
+    )
+    micro_batch: Int | None = Field(
+        None,
+        ge=1,
+        description="Most images that a worker takes through the model at once, gradients add up to the batch; null: "
+        "its whole share, halved whenever memory runs out.",
+    )
+    memory: Int | Text | None = Field(
+        None,
+        description="Most memory that batch: -1 may plan with, per worker, as 6GB; null: 90 % of the GPU's, or 80 % of "
+        "what the machine has free, divided by its workers.",
     )
     imgsz: Int | None = Field(
-        None, ge=8, le=8192, description="Height and width that the model sees, in pixels; null: the model's own (224)."
+        None, ge=8, le=8192, description="Height and width that the model sees, in pixels; null: the model's own."
     )
     optimizer: OptimizerName = Field(
         "auto", description="Optimizer; auto: AdamW below 10,000 optimizer steps in all, SGD from there on."
@@ -92,9 +131,35 @@ class Recipe(Settings):
     warmup_epochs: Float = Field(
         3.0, ge=0, description="Epochs in which the learning rate rises from zero; at most a tenth of all are used."
     )
+    clip_grad: Float = Field(
+        0.0, ge=0, description="Longest that the gradient may be (its 2-norm over all parameters); 0: not clipped."
+    )
+    extend_lr: Literal["restart", "hold"] = Field(
+        "restart",
+        description="The learning rate of epochs that are added to a run (`extend`, epochs: auto): the schedule anew, "
+        "or the last rate held.",
+    )
+    ema: Float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Decay of a moving average of the weights, as 0.9998, which is validated and saved beside them; "
+        "0: none.",
+    )
+    sync_bn: Literal["auto"] | Bool = Field(
+        "auto",
+        description="Batch norms take their statistics over all workers; auto: where a worker has less than 16 images "
+        "at a time.",
+    )
     label_smoothing: Float = Field(0.0, ge=0, lt=1, description="Share of the target that is spread over all classes.")
     amp: Literal["auto", "bf16", "fp16"] | Bool = Field(
-        "auto", description="Mixed precision; auto: bf16 on GPUs that have it, else fp32; true: bf16."
+        "auto",
+        description="Mixed precision; true: bf16 on GPUs that have it, fp16 on others, on a CPU bf16 where a "
+        "measurement says that it is faster; auto: as true, but on a CPU not for runs of a few minutes.",
+    )
+    channels_last: Literal["auto"] | Bool = Field(
+        "auto",
+        description="Keep images as NHWC in memory; auto: with mixed precision on a GPU, as measured on a CPU.",
     )
     fliplr: Float = Field(0.5, ge=0, le=1, description="Probability that a training image is mirrored left to right.")
     flipud: Float = Field(0.0, ge=0, le=1, description="Probability that a training image is mirrored top to bottom.")
@@ -117,8 +182,19 @@ class Recipe(Settings):
         None, description="The one metric that decides the best checkpoint and early stopping; null: the task's own."
     )
     seed: Int = Field(0, ge=0, lt=2**63, description="Seed of the weights, the order of the data and all augmentation.")
-    deterministic: Bool = Field(False, description="Use only deterministic GPU kernels.")
-    compile: Literal["auto"] | Bool = Field(False, description="Compile the model with torch.compile.")
+    deterministic: Bool = Field(
+        False, description="Use only deterministic GPU kernels: the same weights from the same config and machine."
+    )
+    compile: Literal["auto"] | Bool = Field(
+        False, description="Compile the model with torch.compile; auto: where a measurement says that it is faster."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _model_by_task(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "model" not in values and str(values.get("task")) in MODELS_BY_TASK:
+            return {**values, "model": MODELS_BY_TASK[values["task"]]}
+        return values
 
     @field_validator("epochs")
     @classmethod
@@ -134,8 +210,35 @@ class Recipe(Settings):
             raise ValueError("Input should be at least 1, or -1")
         return value
 
+    @field_validator("freeze")
+    @classmethod
+    def _freeze(cls, value: int | list[str]) -> int | list[str]:
+        if isinstance(value, int) and value < 0:
+            raise ValueError("Input should be greater than or equal to 0")
+        return value
+
+    @field_validator("memory")
+    @classmethod
+    def _memory(cls, value: int | str | None) -> int | str | None:
+        if value is not None and parse_bytes(value) <= 0:
+            raise ValueError("must be a number of bytes, or a text like 500MB or 6GB")
+        return value
+
+    @model_validator(mode="after")
+    def _patience_needs_validation(self) -> Recipe:
+        if self.patience and not self.val_interval:
+            raise ValueError(
+                f"patience = {self.patience} needs validation: set val_interval to 1 or more, or patience to 0"
+            )
+        return self
+
     @property
     def total_epochs(self) -> int:
-        """`epochs` as a number (``auto`` is refused above)."""
-        assert isinstance(self.epochs, int)
-        return self.epochs
+        """`epochs` as a number: for ``auto``, those of its first stage."""
+        return AUTO_EPOCHS[0] if self.epochs == "auto" else self.epochs
+
+
+def parse_bytes(value: int | str) -> int:
+    """Bytes of 1000, "50GB" or "1.5 TB" (decimal units); 0 where it cannot be read."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", str(value).strip(), re.I)
+    return int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " ")) if match else 0

@@ -14,7 +14,29 @@ SCHEDULES: dict[str, Schedule] = {
     "cosine": lambda t, lrf: lrf + (1 - lrf) * 0.5 * (1 + math.cos(math.pi * t)),
     "linear": lambda t, lrf: 1 - (1 - lrf) * t if t < 1 else lrf,
     "constant": lambda t, lrf: 1.0,
+    "step": lambda t, lrf: _step(t, lrf),
+    "one_cycle": lambda t, lrf: _one_cycle(t, lrf),
 }
+"""`constant` takes no lrf. Each of the others is 1 at its highest and exactly lrf at 1."""
+
+ONE_CYCLE_RISE, ONE_CYCLE_START = 0.3, 1 / 25
+"""Share of the steps in which one_cycle rises to the full rate, and the part of it that it begins with."""
+
+
+def _step(t: float, lrf: float) -> float:
+    """Two equal drops, after half and three quarters of the steps: 1, sqrt(lrf), lrf.
+
+    With lrf = 0 they are drops to a tenth and a hundredth, and the very last step alone has 0.
+    """
+    floor = lrf or 0.01
+    return 1.0 if t < 0.5 else math.sqrt(floor) if t < 0.75 else floor if t < 1 else lrf
+
+
+def _one_cycle(t: float, lrf: float) -> float:
+    """Half a cosine up, then half a cosine down (Smith and Topin: Super-Convergence, 2018). It is its own warm-up."""
+    rise = ONE_CYCLE_RISE
+    first, last, part = (ONE_CYCLE_START, 1.0, t / rise) if t < rise else (1.0, lrf, (t - rise) / (1 - rise))
+    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * part)) if t < 1 else lrf
 
 
 def warmup_steps(warmup_epochs: float, epochs: int, steps_per_epoch: int) -> int:

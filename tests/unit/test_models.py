@@ -18,13 +18,13 @@ from torchvision import models as torchvision_models
 from tests import tiny
 from tests.tiny import recipe
 from trainables.models import (
-    Normalization,
     build_classifier,
     check_classifier,
     default_imgsz,
     model_names,
     read_weights,
 )
+from trainables.pixels import Normalization
 
 FAMILIES = [
     "convnext_tiny",

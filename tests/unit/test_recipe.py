@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from trainables.recipe import Recipe
+from trainables.recipe import MODELS_BY_TASK, Recipe
 
 
 def problems(**settings: Any) -> list[tuple[str, str]]:
@@ -69,23 +69,10 @@ def test_a_bad_value_is_refused_with_its_key(key: str, value: Any) -> None:
     assert "not available yet" not in str(found)
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("task", "detect"),
-        ("task", "segment"),
-        ("epochs", "auto"),
-        ("batch", -1),
-        ("schedule", "step"),
-        ("schedule", "one_cycle"),
-        ("amp", "fp16"),
-        ("deterministic", True),
-        ("compile", True),
-        ("compile", "auto"),
-    ],
-)
-def test_what_comes_with_a_later_version_says_so(key: str, value: Any) -> None:
-    assert problems(**{key: value}) == [(key, "Value error, not available yet")]
+@pytest.mark.parametrize(("task", "model"), MODELS_BY_TASK.items())
+def test_each_task_has_a_model_of_its_own_where_none_is_named(task: str, model: str) -> None:
+    assert Recipe.model_validate({"task": task}).model == model
+    assert Recipe.model_validate({"task": task, "model": "resnet50"}).model == "resnet50"
 
 
 @pytest.mark.parametrize(

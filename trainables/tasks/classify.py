@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from trainables.contracts import Batch, DataInfo, Mode
 from trainables.metrics import CLASSIFICATION, ClassificationMetric
-from trainables.models import Normalization, build_classifier
+from trainables.models import build_classifier
+from trainables.pixels import Normalization, Normalize
 from trainables.recipe import Recipe
 from trainables.registry import did_you_mean
 
@@ -29,12 +30,12 @@ class Classify:
         self.mode: Mode = CLASSIFICATION[self.primary]
         self.classes: tuple[str, ...] = ()
         self.device = torch.device("cpu")
-        self._normalize = _Normalize(Normalization())
+        self._normalize = Normalize(Normalization())
 
     def build_model(self, info: DataInfo) -> nn.Module:
         self.classes = info.classes
         model, normalization = build_classifier(self.recipe, len(info.classes), info.imgsz)
-        self._normalize = _Normalize(normalization)
+        self._normalize = Normalize(normalization)
         return model
 
     def prepare(self, batch: Batch, device: torch.device, train: bool) -> Batch:
@@ -62,27 +63,3 @@ class Classify:
 
     def metrics(self) -> ClassificationMetric:
         return ClassificationMetric(self.classes, self.device)
-
-
-class _Normalize:
-    """(n, 3, H, W) uint8 in channels_last memory to normalised float32, in a buffer that the next call reuses.
-
-    x * 1/(255 std) - mean/std, with both factors tiled to a row of W x 3: ten times faster than the obvious
-    broadcast over the channel axis, which walks the memory in steps of three.
-    """
-
-    def __init__(self, normalization: Normalization) -> None:
-        mean, std = torch.tensor(normalization.mean), torch.tensor(normalization.std)
-        self._scale, self._shift = 1 / (255 * std), -mean / std
-        self._buffer = self._row_scale = self._row_shift = torch.empty(0)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        n, channels, height, width = images.shape
-        rows = images.permute(0, 2, 3, 1).reshape(n * height, width * channels)
-        if self._buffer.shape[0] < len(rows) or self._buffer.shape[1:] != rows.shape[1:]:
-            self._buffer = torch.empty(rows.shape, device=images.device)
-            self._row_scale = self._scale.repeat(width).to(images.device)
-            self._row_shift = self._shift.repeat(width).to(images.device)
-        out = self._buffer[: len(rows)].copy_(rows)
-        torch.addcmul(self._row_shift, out, self._row_scale, out=out)
-        return out.view(n, height, width, channels).permute(0, 3, 1, 2)
