@@ -16,8 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from orchestrator import report
-from orchestrator.report import COLORS, plot_batch, plot_confusion, plot_results
+from orchestrator.plots import canvas
+from orchestrator.plots.canvas import COLORS
+from orchestrator.report import plot_batch, plot_confusion, plot_results
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -29,13 +30,13 @@ LONG = "a class name that is much too long for any picture, {} of them"
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures saved, last one last."""
     saved: list[Figure] = []
-    save = report._save
+    save = canvas.save_figure
 
     def keep(figure: Figure, out: Path, **options: Any) -> None:
         saved.append(figure)
         save(figure, out, **options)
 
-    monkeypatch.setattr(report, "_save", keep)
+    monkeypatch.setattr(canvas, "save_figure", keep)
     return saved
 
 
@@ -113,6 +114,17 @@ def test_results_with_other_columns(tmp_path: Path, figures: list[Figure]) -> No
     assert [line.get_label() for line in loss.lines] == ["train_loss", "val_loss", "box_loss"]
     drawn = [str(line.get_label()) for line in metrics.lines]
     assert [name for name in drawn if not name.startswith("_")] == ["top1", "top5", "mean_class_accuracy", "f1"]
+
+
+def test_a_detectors_metrics_by_area_are_left_to_the_file(tmp_path: Path, figures: list[Figure]) -> None:
+    columns = {name: lambda e: 0.1 * e for name in ("map", "map50", "map_small", "map_medium", "map_large", "mar")}
+    draw(tmp_path, 5, "map", **columns, loss_box_reg=lambda e: 0.5, top1=lambda e: "", top5=lambda e: "")
+    loss, metrics, *_ = figures[-1].axes
+    assert [line.get_label() for line in loss.lines] == ["train_loss", "val_loss", "loss_box_reg"]
+    drawn = [str(line.get_label()) for line in metrics.lines]
+    assert [n for n in drawn if not n.startswith("_")] == ["map", "mean_class_accuracy", "map50", "mar"]
+    draw(tmp_path, 5, "map_small", **columns)
+    assert figures[-1].axes[1].lines[0].get_label() == "map_small"
 
 
 def test_results_that_are_not_numbers(tmp_path: Path, figures: list[Figure]) -> None:
