@@ -88,6 +88,25 @@ def resume(
 
 
 @app.command()
+def extend(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a finished, stopped or interrupted run.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE...", help="epochs, time, patience, min_delta, extend_lr (restart or hold), scaling.*"
+        ),
+    ] = None,
+    local: Local = False,
+    verbose: Verbose = False,
+) -> None:
+    """Give a run more epochs, time or patience, and go on with it."""
+    with _screen(verbose) as screen:
+        from orchestrator import train as training
+
+        _run(lambda: training.extend(run, tuple(overrides or ()), local=local, verbose=verbose, screen=screen), verbose)
+
+
+@app.command()
 def check(
     target: Annotated[str, typer.Argument(metavar="CONFIG|DATA", help="YAML file; or folder, file or URI of data.")],
     overrides: Overrides = None,

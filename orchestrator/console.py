@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
 from rich.console import Console
@@ -70,6 +70,22 @@ class Screen:
         """What the run will do, as two aligned columns."""
         self.close()
         self._pairs(items)
+        self._line()
+
+    def measured(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """The table that the settings of a run were decided by: a row per measured batch or setting."""
+        self.close()
+        self._line(("measured: images at a time, seconds per step, images/s, memory", "dim"))
+        for row in rows:
+            how = row["precision"] + ("" if row["channels_last"] else ", NCHW") + (", compiled" * row["compile"])
+            if row["seconds"] is None:
+                self._line(f"{row['images']:>6}  does not fit  {how}")
+                continue
+            memory = "" if row["bytes"] is None else f"{row['bytes'] / 1e9:6.2f} GB"
+            unfit = "" if row["fits"] else "  more than may be used"
+            self._line(
+                f"{row['images']:>6}  {row['seconds']:8.4f}  {row['images_per_second']:8.1f}  {memory}  {how}{unfit}"
+            )
         self._line()
 
     def note(self, text: str) -> None:
@@ -239,7 +255,7 @@ class _Table:
         others = [
             key
             for key, value in row.items()
-            if key not in {*_COLUMNS, "step", metric} and isinstance(value, int | float | None)
+            if key not in {*_COLUMNS, "step", "skipped_steps", metric} and isinstance(value, int | float | None)
         ]
         device = list(_DEVICE) if verbose else []
         for key in ["epoch", "train_loss", metric, *others, "lr", "images_per_second", "seconds", *device]:

@@ -123,6 +123,15 @@ def place_on_cluster(config: Config, address: str) -> tuple[Placement | None, li
     return Placement(workers, kind == "GPU", address=address), []
 
 
+def check_batch(config: Config, placement: Placement | None) -> list[Problem]:
+    """A batch is global: each worker needs an image of it."""
+    workers = placement.workers if placement else 1
+    if config.batch == -1 or config.batch >= workers:
+        return []
+    message = f"batch = {config.batch} is global, and each of {workers} workers needs an image of it"
+    return [Problem("batch", f"{message}: set batch to {workers} or more, or scaling.workers to {config.batch}")]
+
+
 def connect(address: str | None, verbose: bool) -> bool:
     """Connect to the named cluster or start Ray on this machine. False where this process was connected already.
 

@@ -34,29 +34,52 @@ class Recorder:
     """Wall-clock time of the command."""
     rows: list[Metrics]
     """One per epoch; those of earlier sessions where the run was resumed."""
+    before: dict[str, Any] = field(default_factory=dict)
+    """The summary of an earlier session."""
     facts: Metrics = field(default_factory=dict)
     """What the loop told of its device and precision."""
+    table: list[Metrics] = field(default_factory=list)
+    """What was measured before the run."""
+    events: list[Metrics] = field(default_factory=list)
+    """What happened that is not the usual: memory that ran out, steps skipped, epochs added."""
     details: Metrics = field(default_factory=dict)
     """Of the best epoch of this session: what plots draw beyond scalars."""
     to_first_step: float | None = None
 
+    def __post_init__(self) -> None:
+        self.config = self.checked.config
+        """With what was decided in place of what was open."""
+        self.epochs = self.config.total_epochs
+        self.chosen_by = self.before.get("batch", {}).get("chosen_by", "config")
+        self.table = self.before.get("measured", [])
+        self.events = self.before.get("events", [])
+
     def handle(self, metrics: Metrics, has_state: bool) -> None:
         """Take one report of the loop."""
+        if "decided" in metrics:
+            self._decide(metrics["decided"], metrics["table"])
+            return
+        if "event" in metrics:
+            self._note(metrics)
+            return
         if "device" in metrics:
             self.facts = metrics
+            self.screen.decided(self._as_it_runs())
             return
+        self.epochs = metrics.get("epochs", self.epochs)
         if self.to_first_step is None:
             self.to_first_step = time.time() - self.started
         if not has_state:
-            self.screen.progress(metrics, self.checked.config.total_epochs)
+            self.screen.progress(metrics, self.epochs)
         elif "train_loss" in metrics:
             self._epoch(metrics)
 
     def write_summary(self, status: str, stopped_because: str) -> dict[str, Any]:
         """Write and return summary.json, with the names that others build on."""
-        config, info, name = self.checked.config, self.info, self.checked.metric
-        last = self.rows[-1] if self.rows else {}
+        config, info, name = self.config, self.info, self.checked.metric
+        last = next((row[name] for row in reversed(self.rows) if row.get(name) is not None), None)
         share = -(-config.batch // self.placement.workers)
+        micro = self.facts.get("micro") or share
         summary = {
             "status": status,
             "stopped_because": stopped_because,
@@ -70,15 +93,17 @@ class Recorder:
                 "val": info.val,
                 "skipped": info.skipped,
             },
-            "metric": {"name": name, "mode": self.checked.mode} | self._best() | {"last": last.get(name)},
+            "metric": {"name": name, "mode": self.checked.mode} | self._best() | {"last": last},
             "epochs_completed": len(self.rows),
             "batch": {
                 "global": config.batch,
                 "per_worker": share,
-                "micro": share,
-                "accumulation": 1,
-                "chosen_by": "config",
+                "micro": micro,
+                "accumulation": -(-share // micro),
+                "chosen_by": self.chosen_by,
             },
+            "measured": self.table,
+            "events": self.events,
             "precision": self.facts.get("precision"),
             "optimizer": asdict(choose(config, config.total_epochs * -(-info.train // config.batch))),
             "throughput": {
@@ -96,6 +121,42 @@ class Recorder:
         self.folder.write_json("summary.json", summary)
         return summary
 
+    def _decide(self, decided: Metrics, table: list[Metrics]) -> None:
+        """Write what was open into the config of the run, once: resume and extend go by it."""
+        if decided.get("batch"):
+            self.chosen_by = "probe"
+        self.table = table or self.table
+        self.config = self.config.model_copy(update=decided)
+        self.folder.write_config(self.config)
+        self.tracker.describe(self.config.model_dump(mode="json"))
+        if table:
+            self.screen.measured(table)
+
+    def _as_it_runs(self) -> dict[str, str]:
+        """What was not known before the model stood in memory."""
+        facts, config = self.facts, self.config
+        share = -(-config.batch // self.placement.workers)
+        micro = f", in parts of {facts['micro']}" if facts["micro"] < share else ""
+        frozen = facts["parameters"] - facts["trained"]
+        lines = {
+            "precision": f"{facts['precision']}, {'NHWC' if facts['channels_last'] else 'NCHW'}"
+            + (", compiled" if facts["compile"] else ""),
+        }
+        if self.chosen_by == "probe" or micro:
+            lines["batch"] = f"{config.batch} ({share} per worker{micro}), by {self.chosen_by}"
+        if frozen:
+            lines["frozen"] = f"{frozen:,} of {facts['parameters']:,} parameters"
+        if facts["sync_bn"]:
+            lines["batch norms"] = "synchronised over the workers"
+        return lines
+
+    def _note(self, metrics: Metrics) -> None:
+        self.events.append(metrics)
+        if "micro" in metrics:
+            self.facts["micro"] = metrics["micro"]
+        kind = metrics["event"]
+        (self.screen.warn if kind in ("memory", "not finite") else self.screen.note)(metrics["text"])
+
     def _epoch(self, metrics: Metrics) -> None:
         row = {k: v for k, v in metrics.items() if k != DETAILS}
         if better := DETAILS in metrics:
@@ -105,17 +166,17 @@ class Recorder:
         self.tracker.log_epoch(row, row["epoch"])
         # if the driver dies now, this is what its summary says
         self.write_summary("interrupted", "interruption")
-        self.screen.epoch(row, self.checked.config.total_epochs, self.checked.metric, better)
+        self.screen.epoch(row, max(self.epochs, row["epoch"]), self.checked.metric, better)
 
     def _best(self) -> dict[str, Any]:
         """The first of the best epochs, by the one metric."""
         name, sign = self.checked.metric, 1 if self.checked.mode == "max" else -1
-        rows = [row for row in self.rows if not math.isnan(row[name])]
+        rows = [row for row in self.rows if row.get(name) is not None and not math.isnan(row[name])]
         best = max(rows, key=lambda row: (sign * row[name], -row["epoch"]), default=None)
         return {"best": best and best[name], "best_epoch": best and best["epoch"]}
 
 
 def _mean(rows: list[Metrics], name: str) -> float | None:
     """The mean over the epochs, without the first (which warms up) where there are more."""
-    values = [row[name] for row in (rows[1:] or rows) if row[name] is not None]
+    values = [row[name] for row in (rows[1:] or rows) if row.get(name) is not None]
     return sum(values) / len(values) if values else None

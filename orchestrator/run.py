@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import time
 import traceback
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from orchestrator import launch, report
 from orchestrator.caching import Caching
@@ -27,7 +25,6 @@ from orchestrator.supervisor import supervise
 from orchestrator.tracking import Dataset, Tracker, resolve_tracking_uri
 from orchestrator.worker import Job
 from trainables.augment import FITS, Augmentation
-from trainables.loop import choose_precision
 from trainables.optim import choose
 from trainables.recipe import Recipe
 
@@ -88,13 +85,13 @@ class Run:
         )
         self.screen.waiting("preparing the model" if self.placement.in_process else "starting the workers")
         try:
-            because = supervise(job, self.placement, loader, recorder.handle, self.stop)
+            because = supervise(job, self.placement, prepared.cache, recorder.handle, self.stop)
         except Exception as error:
             (folder.logs / "driver.log").write_text(traceback.format_exc())
-            self._finish(recorder, loader, "failed", "")
+            self._finish(recorder, prepared.cache, "failed", "")
             raise RunError(_explain(error, folder)) from error
         status = STATUS.get(because, "stopped")
-        return self._finish(recorder, loader, status, self.stop.reason if status == "interrupted" else because)
+        return self._finish(recorder, prepared.cache, status, self.stop.reason if status == "interrupted" else because)
 
     def _view(self) -> View:
         config, manifest = self.checked.config, self.checked.manifest
@@ -103,7 +100,7 @@ class Run:
             fingerprint=manifest.fingerprint,
             classes=manifest.classes,
             imgsz=self.checked.imgsz,
-            batch=config.batch,
+            batch=max(config.batch, 1),  # -1: measured first
             seed=config.seed,
             train=self.checked.selection.train,
             val=self.checked.selection.val,
@@ -114,6 +111,7 @@ class Run:
 
     def _folder(self, cache: Cache) -> RunFolder:
         if self.saved:
+            self.saved.folder.write_config(self.checked.config)
             return self.saved.take_up()
         config = self.checked.config
         experiment = config.tracking.experiment or self.checked.manifest.name
@@ -137,7 +135,8 @@ class Run:
             run_name=folder.name,
             run_folder=str(folder.path),
             params=config.model_dump(mode="json"),
-            tags={"task": config.task, "model": config.model},
+            tags={"task": config.task, "model": config.model}
+            | ({"extended": self.saved.changes} if self.saved and self.saved.changes else {}),
             dataset=Dataset(manifest.name, manifest.fingerprint, config.data),
             on_warning=self.screen.warn,
             run_id=self.saved.run_id if self.saved else None,
@@ -148,16 +147,16 @@ class Run:
             "build_seconds": prepared.cache.build_seconds,
             "reused": prepared.reused,
         }
-        rows = self.saved.rows if self.saved else []
+        rows, before = (self.saved.rows, self.saved.summary) if self.saved else ([], {})
         return Recorder(
-            self.checked, self.placement, loader.info, tier, folder, self.screen, tracker, self.started, rows
+            self.checked, self.placement, loader.info, tier, folder, self.screen, tracker, self.started, rows, before
         )
 
     def _show_decisions(self, prepared: Prepared, loader: Loader, folder: RunFolder) -> None:
         config, info, workers = self.checked.config, loader.info, self.placement.workers
         manifest = self.checked.manifest
         choice = choose(config, config.total_epochs * loader.steps)
-        precision = choose_precision(config, torch.device("cuda" if self.placement.gpu else "cpu"))
+        steps = f" of {loader.steps:,} steps" if config.batch > 0 else ""
         skipped = f", {info.skipped} left out (data_issues.csv)" if info.skipped else ""
         shares = f" = {workers} x {-(-config.batch // workers)}" if workers > 1 else ""
         decisions = {
@@ -167,23 +166,26 @@ class Run:
             "model": f"{config.model}, {self.checked.parameters:,} parameters, imgsz {info.imgsz}",
             "weights": str(self.checked.pretrained or "from scratch"),
             "devices": str(self.placement),
-            "batch": f"{config.batch}{shares}",
-            "precision": str(precision).removeprefix("torch."),
+            "batch": "measured before the first epoch" if config.batch < 0 else f"{config.batch}{shares}",
             "optimizer": f"{choice.name}, lr {choice.lr:g}, momentum {choice.momentum:g} (by {choice.chosen_by})",
-            "epochs": f"{config.total_epochs} of {loader.steps:,} steps; the best by {self.checked.metric}",
+            "epochs": f"{config.epochs if config.epochs != 'auto' else '300, 600 or 1200'}{steps}; "
+            f"the best by {self.checked.metric}",
             "run": str(folder.path),
         }
         if self.saved:
             decisions["resumed"] = self.saved.describe()
+        if self.saved and self.saved.changes:
+            decisions["extended"] = self.saved.changes
         self.screen.decided(decisions)
 
     def _part(self) -> str:
         fraction, available = self.checked.config.fraction, self.checked.selection.available
         return f" of {available:,} (fraction {fraction:g})" if fraction < 1 else ""
 
-    def _finish(self, recorder: Recorder, loader: Loader, status: str, because: str) -> Result:
+    def _finish(self, recorder: Recorder, cache: Cache, status: str, because: str) -> Result:
         """Write what a run leaves behind, also a failed one."""
         folder, tracker = recorder.folder, recorder.tracker
+        loader = Loader(cache, replace(self._view(), batch=max(recorder.config.batch, 1)))
         self.screen.waiting("writing plots and summary")
         if recorder.rows:
             self._plot(recorder, loader, status != "failed")

@@ -48,6 +48,10 @@ class Saved:
     run_id: str | None
     """Of MLflow."""
     fingerprint: str
+    summary: dict[str, Any]
+    """summary.json, as the session before left it."""
+    changes: str = ""
+    """What `extend` changes, in words."""
 
     def refuse_other_data(self, fingerprint: str) -> None:
         """Raises ConfigError where the data set has changed since: the order would be another."""
@@ -94,21 +98,25 @@ class RunFolder:
             return folder
 
     @classmethod
-    def open(cls, path: Path) -> Saved:
-        """Read a run that was interrupted or failed. Raises ConfigError where there is nothing to continue."""
+    def open(cls, path: Path, done: bool = False) -> Saved:
+        """Read a run that was interrupted or failed, or (`done`) has ended.
+
+        Raises ConfigError where there is nothing to continue.
+        """
         folder = cls(path.expanduser().absolute())
         try:
             summary = json.loads((folder.path / "summary.json").read_text())
         except (OSError, json.JSONDecodeError) as error:
             raise ConfigError(f"{path} is not the folder of a run that can be resumed: {error}") from error
-        if summary["status"] in ("finished", "stopped"):
+        if not done and summary["status"] in ("finished", "stopped"):
             raise ConfigError(
-                f"{path} is {summary['status']} after {summary['epochs_completed']} epochs: nothing to resume"
+                f"{path} is {summary['status']} after {summary['epochs_completed']} epochs: nothing to resume; "
+                f"for more epochs: orchestrator extend {path} epochs=..."
             )
         checkpoint = find(folder.checkpoints)
         epochs = load(checkpoint).progress["epoch"] if checkpoint else 0
         rows = [row for row in folder.read_results() if row["epoch"] <= epochs]
-        return Saved(folder, checkpoint, rows, summary["mlflow"]["run_id"], summary["dataset"]["fingerprint"])
+        return Saved(folder, checkpoint, rows, summary["mlflow"]["run_id"], summary["dataset"]["fingerprint"], summary)
 
     @property
     def name(self) -> str:

@@ -7,17 +7,13 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from orchestrator.data.loader import Loader
-from orchestrator.data.recorded import record
+from orchestrator.data.cache import Cache
 from orchestrator.launch import Placement
 from orchestrator.mailbox import start_mailbox
 from orchestrator.stop import Stop
-from orchestrator.worker import Job, run_workers, set_threads
+from orchestrator.worker import Job, run_loop, run_workers, set_threads
 from trainables.contracts import Metrics, State
 from trainables.local import LocalRuntime
-from trainables.loop import fit
-from trainables.recipe import Recipe
-from trainables.tasks import build_task
 
 POLL_SECONDS = 0.1
 """How often the driver takes the workers' messages."""
@@ -26,22 +22,20 @@ Handle = Callable[[Metrics, bool], None]
 """Takes a report of the loop, and whether it came with a state."""
 
 
-def supervise(job: Job, placement: Placement, loader: Loader, handle: Handle, stop: Stop) -> str:
+def supervise(job: Job, placement: Placement, cache: Cache, handle: Handle, stop: Stop) -> str:
     """Run the loop to its end where `placement` says. Returns why it stopped; raises what the loop raised."""
     if placement.in_process:
-        return _run_here(job, placement, loader, handle, stop)
+        return _run_here(job, placement, cache, handle, stop)
     return _run_in_workers(job, placement, handle, stop)
 
 
-def _run_here(job: Job, placement: Placement, loader: Loader, handle: Handle, stop: Stop) -> str:
+def _run_here(job: Job, placement: Placement, cache: Cache, handle: Handle, stop: Stop) -> str:
     def on_report(metrics: Metrics, state: State | None) -> None:
         handle(metrics, state is not None)
 
-    recipe = Recipe.model_validate(job.recipe)
-    loader.threads, loader.decoders = set_threads(1, placement.gpu), job.cpus
-    data = record(loader, job.run_folder, rank=0) if job.record_samples else loader
+    threads = set_threads(1, placement.gpu)
     with LocalRuntime(job.run_folder / "checkpoints", on_report, job.restore, stop=stop.event) as runtime:
-        return fit(recipe, build_task(recipe), data, runtime).stopped_because
+        return run_loop(job, cache, runtime, threads).stopped_because
 
 
 def _run_in_workers(job: Job, placement: Placement, handle: Handle, stop: Stop) -> str:

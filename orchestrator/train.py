@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future, wait
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -42,6 +43,58 @@ def resume(
     saved = RunFolder.open(Path(run))
     source = read_source(saved.folder.path / "config.yaml", overrides)
     return train_source(source, local=local, verbose=verbose, saved=saved, screen=screen)
+
+
+EXTENDABLE = ("epochs", "time", "patience", "min_delta", "extend_lr")
+"""What `extend` may change, beside scaling.*."""
+
+
+def extend(
+    run: str | Path,
+    overrides: tuple[str, ...] = (),
+    *,
+    local: bool = False,
+    verbose: bool = False,
+    screen: Screen | None = None,
+) -> Result:
+    """Give a run more epochs, time or patience, and go on with it in the same folder and the same MLflow run.
+
+    The run may be finished, stopped early or interrupted. `extend_lr` says what the learning rate of added epochs is:
+    the schedule anew (restart), or the last rate (hold). Raises as `train` does.
+    """
+    keys = [o.partition("=")[0] for o in overrides]
+    other = [key for key in keys if key not in EXTENDABLE and not key.startswith("scaling.")]
+    if other:
+        raise ConfigError(f"{other[0]}: extend can change {', '.join(EXTENDABLE)} and scaling.*, nothing else of a run")
+    path = Path(run)
+    saved = RunFolder.open(path, done=True)
+    if saved.checkpoint is None:
+        raise ConfigError(f"{path} has no checkpoint to go on from")
+    config_file = saved.folder.path / "config.yaml"
+    source = read_source(config_file, overrides)
+    before, after = validate(read_source(config_file, ()))[0], validate(source)[0]
+    if before and after:
+        saved = replace(saved, changes=_extension(saved, before, after))
+    return train_source(source, local=local, verbose=verbose, saved=saved, screen=screen)
+
+
+def _extension(saved: Saved, before: Config, after: Config) -> str:
+    """What an extension changes, in words. Raises ConfigError where it gives the run nothing to do."""
+    old, new = before.model_dump(include=set(EXTENDABLE)), after.model_dump(include=set(EXTENDABLE))
+    path, summary = saved.folder.path, saved.summary
+    done, because = summary["epochs_completed"], summary["stopped_because"]
+    more = after.epochs == "auto" or after.total_epochs > done
+    if not more:
+        raise ConfigError(f"epochs = {after.epochs}: {path} has done {done} already; set epochs to more")
+    stays = {"patience": old["patience"] == new["patience"], "time": old["time"] == new["time"]}
+    if stays.get(because) and (because == "time" or old["epochs"] == new["epochs"]):
+        raise ConfigError(
+            f"{path} was stopped by {because}: set {because} to more" + (" or 0" * (because == "patience"))
+        )
+    changed = [f"{key} {old[key]} -> {new[key]}" for key in EXTENDABLE if old[key] != new[key]]
+    if after.epochs != before.epochs:
+        changed.append(f"learning rate of the added epochs: {after.extend_lr}")
+    return "; ".join(changed) or "as it was"
 
 
 def train_source(
@@ -93,7 +146,7 @@ def check(source: Source, local: bool) -> tuple[Checked, Placement | None]:
         problems = [*problems, *more]
         if local or not launch.named_cluster(config):
             placement, more = launch.place_here(config, local, torch.cuda.device_count())
-            problems += more
+            problems += more or launch.check_batch(config, placement)
     if problems or checked is None:
         raise source.report(problems)
     return checked, placement
@@ -102,6 +155,7 @@ def check(source: Source, local: bool) -> tuple[Checked, Placement | None]:
 def _place(source: Source, config: Config, address: str | None) -> Placement:
     assert address is not None
     placement, problems = launch.place_on_cluster(config, address)
-    if placement is None:
+    problems = problems or launch.check_batch(config, placement)
+    if placement is None or problems:
         raise source.report(problems)
     return placement

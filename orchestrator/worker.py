@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from orchestrator.data.recorded import record
 from orchestrator.errors import WorkerError, describe
 from orchestrator.launch import cpu_count
 from orchestrator.mailbox import PULSE_SECONDS, Courier, Message
+from trainables.batching import decide
 from trainables.checkpoint import Writer
-from trainables.contracts import Data, Metrics, State
-from trainables.loop import fit
+from trainables.contracts import Data, Metrics, Runtime, State
+from trainables.loop import Progress, fit
 from trainables.recipe import Recipe
 from trainables.tasks import build_task
 
@@ -101,11 +102,20 @@ class TrainRuntime:
         return True
 
 
-def build_data(job: Job, cache: Cache, rank: int, world_size: int, threads: int) -> Data:
+def run_loop(job: Job, cache: Cache, runtime: Runtime, threads: int) -> Progress:
+    """Decide what is to be measured, then train: what every rank does, in a worker or in the driver's process."""
+    recipe = Recipe.model_validate(job.recipe)
+    info = Loader(cache, job.view, runtime.rank, runtime.world_size).info
+    decision = decide(recipe, build_task(recipe), info, runtime)
+    runtime.report({"decided": decision.decided, "table": decision.table}, None)
+    return fit(decision.recipe, build_task(recipe), build_data(job, cache, decision.recipe, runtime, threads), runtime)
+
+
+def build_data(job: Job, cache: Cache, recipe: Recipe, runtime: Runtime, threads: int) -> Data:
     """This rank's loader."""
-    loader = Loader(cache, job.view, rank, world_size, threads)
-    loader.decoders = max(1, job.cpus // world_size)
-    return record(loader, job.run_folder, rank) if job.record_samples else loader
+    loader = Loader(cache, replace(job.view, batch=recipe.batch), runtime.rank, runtime.world_size, threads)
+    loader.decoders = max(1, job.cpus // runtime.world_size)
+    return record(loader, job.run_folder, runtime.rank) if job.record_samples else loader
 
 
 def set_threads(local_workers: int, gpu: bool) -> int:
@@ -129,11 +139,9 @@ def train_worker(settings: dict[str, Any]) -> None:
     outcome: Metrics | None = None
     try:
         threads = set_threads(context.get_local_world_size(), runtime.device.type == "cuda")
-        recipe = Recipe.model_validate(job.recipe)
         try:
             with closing(job.cache.open()) as cache:
-                data = build_data(job, cache, runtime.rank, runtime.world_size, threads)
-                progress = fit(recipe, build_task(recipe), data, runtime)
+                progress = run_loop(job, cache, runtime, threads)
         finally:
             job.cache.leave()
         outcome = {"stopped_because": progress.stopped_because}

@@ -88,6 +88,10 @@ def recipe(**settings: Any) -> Recipe:
 # ----------------------------------------------------------------------------------------------- running
 
 
+KINDS = {"event": "event", "row": "train_loss", "step": "loss"}
+"""Kinds of reports, and the key that tells each; any other states facts."""
+
+
 class Recorder:
     """Keeps what the loop reports; asks it to stop once `stop_at` (epoch, step), both from 1, has been reported."""
 
@@ -95,14 +99,15 @@ class Recorder:
         self.rows: list[Metrics] = []
         self.steps: list[Metrics] = []
         self.facts: list[Metrics] = []
+        self.events: list[Metrics] = []
         self.kinds: list[str] = []
         self.model: dict[str, Tensor] = {}
         self.stop_at = stop_at
         self.stop: Callable[[], None] = lambda: None
 
     def __call__(self, metrics: Metrics, state: State | None) -> None:
-        kind = "row" if "train_loss" in metrics else "step" if "loss" in metrics else "facts"
-        {"row": self.rows, "step": self.steps, "facts": self.facts}[kind].append(metrics)
+        kind = next((k for k, key in KINDS.items() if key in metrics), "facts")
+        {"row": self.rows, "step": self.steps, "facts": self.facts, "event": self.events}[kind].append(metrics)
         self.kinds.append(kind)
         if state is not None:
             self.model = {name: tensor.clone() for name, tensor in state.model.items()}

@@ -1,6 +1,7 @@
 """The checkpoint format: safetensors and JSON with a SHA-256 manifest, written atomically. No pickle.
 
     FOLDER/model.safetensors       weights and buffers
+    FOLDER/ema.safetensors         their moving average, where the run has one
     FOLDER/optimizer.safetensors   the optimizer's tensors, as "parameter name/key"
     FOLDER/progress.json           format version, epoch, samples consumed, early stopping
     FOLDER/manifest.json           size and SHA-256 of each file above
@@ -26,7 +27,8 @@ from torch import Tensor, nn
 
 from trainables.contracts import State
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 1 had no moving average, and a progress without phases."""
 LAST, BEST = "last", "best"
 
 log = logging.getLogger(__name__)
@@ -38,7 +40,8 @@ class DamagedCheckpoint(ValueError):
 
 def capture(state: State) -> State:
     """A copy on the CPU that later training steps do not touch: contiguous, tied tensors once."""
-    return State(_unique(state.model), _unique(state.optimizer), dict(state.progress), state.best)
+    progress = json.loads(json.dumps(state.progress))  # lists that later steps add to are copied too
+    return State(_unique(state.model), _unique(state.optimizer), progress, state.best, _unique(state.ema))
 
 
 def save(folder: Path, state: State) -> None:
@@ -49,6 +52,8 @@ def save(folder: Path, state: State) -> None:
     try:
         save_file(state.model, draft / "model.safetensors")
         save_file(state.optimizer, draft / "optimizer.safetensors")
+        if state.ema:
+            save_file(state.ema, draft / "ema.safetensors")
         progress = {"format_version": FORMAT_VERSION, **state.progress}
         (draft / "progress.json").write_text(json.dumps(progress, indent=1))
         manifest = {path.name: _digest(path) for path in sorted(draft.iterdir())}
@@ -73,7 +78,8 @@ def load(folder: Path) -> State:
         if version > FORMAT_VERSION:
             raise DamagedCheckpoint(f"{folder} has format {version}; this version reads up to {FORMAT_VERSION}")
         model = load_file(folder / "model.safetensors")
-        return State(model, dict(load_file(folder / "optimizer.safetensors")), progress)
+        ema = load_file(folder / "ema.safetensors") if "ema.safetensors" in manifest else {}
+        return State(model, load_file(folder / "optimizer.safetensors"), progress, ema=ema)
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, SafetensorError) as error:
         raise DamagedCheckpoint(f"{folder} is not a complete checkpoint: {error}") from error
 

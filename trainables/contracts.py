@@ -202,6 +202,8 @@ class Task(Protocol):
     primary: str
     """Name of the one metric that decides the best checkpoint, early stopping and ranking."""
     mode: Mode
+    scores: Mapping[str, Mode]
+    """The names of all metrics that `metrics()` computes, and which way each is better."""
 
     def build_model(self, info: DataInfo) -> nn.Module:
         """A new model for the data's classes; initialised from the current torch RNG."""

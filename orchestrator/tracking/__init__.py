@@ -79,8 +79,8 @@ class Tracker:
 
         # From here on the thread's own.
         facts = {"run_folder": run_folder, "dataset.name": dataset.name, "dataset.fingerprint": dataset.fingerprint}
-        description = Description(
-            params={_name(key): redact(_text(value))[:LONGEST_PARAM] for key, value in _flat(params)},
+        self._description = description = Description(
+            params=_params(params),
             tags={_name(key): redact(value)[:LONGEST_TAG] for key, value in {**facts, **tags}.items()},
             dataset=dataset,
         )
@@ -100,6 +100,10 @@ class Tracker:
     def open_command(self) -> str:
         """How to see this run; its exact address on a server once the store has been opened."""
         return open_command(self._uri, self._store.experiment_id, self._store.run_id)
+
+    def describe(self, params: Mapping[str, Any]) -> None:
+        """Params that take the place of those given before, for what is decided late. Before `start` only."""
+        self._description.params.update(_params(params))
 
     def start(self) -> None:
         """Begin to open the store, in the background. The first `log_epoch`, and `finish`, do so too."""
@@ -183,6 +187,10 @@ class Tracker:
         if what not in self._warned:
             self._warned.add(what)
             self._on_warning(f"MLflow at {self._uri} {what} ({self._last_error}). {then}")
+
+
+def _params(values: Mapping[str, Any]) -> dict[str, str]:
+    return {_name(key): redact(_text(value))[:LONGEST_PARAM] for key, value in _flat(values)}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -65,7 +65,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
     assert number_of(tmp_path / "last") == 3
     assert sorted(path.name for path in (tmp_path / "last").iterdir()) == sorted(FILES)
     assert [path.name for path in tmp_path.iterdir()] == ["last"], "nothing else is left behind"
-    assert json.loads((tmp_path / "last" / "progress.json").read_text()) == {"format_version": 1, "epoch": 3}
+    assert json.loads((tmp_path / "last" / "progress.json").read_text()) == {"format_version": 2, "epoch": 3}
 
 
 def test_a_new_checkpoint_takes_the_place_of_the_old(tmp_path: Path) -> None:
@@ -233,8 +233,8 @@ def rewritten(folder: Path, name: str, content: bytes) -> Path:
 
 
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
-    folder = rewritten(tmp_path / "last", "progress.json", b'{"format_version": 2, "epoch": 1}')
-    with pytest.raises(DamagedCheckpoint, match="format 2; this version reads up to 1"):
+    folder = rewritten(tmp_path / "last", "progress.json", b'{"format_version": 3, "epoch": 1}')
+    with pytest.raises(DamagedCheckpoint, match="format 3; this version reads up to 2"):
         load(folder)
 
 

@@ -17,10 +17,12 @@ from trainables import checkpoint
 from trainables.collectives import World
 from trainables.contracts import Batch
 from trainables.local import LocalRuntime
-from trainables.loop import _SingleSample, choose_precision, fit
+from trainables.loop import fit
 from trainables.memory import MemoryData
+from trainables.norms import norms_in_eval
 from trainables.optim import OPTIMIZERS
 from trainables.order import order, seed_of
+from trainables.precision import choose_precision
 from trainables.schedules import lr_factor
 from trainables.tasks import build_task
 
@@ -91,6 +93,11 @@ def test_the_row_of_an_epoch_has_what_results_csv_needs() -> None:
     assert recorder.facts[0] == {
         "device": "CPU",
         "precision": "float32",
+        "channels_last": True,
+        "compile": False,
+        "sync_bn": False,
+        "micro": 6,
+        "trained": sum(p.numel() for p in tiny.conv(3).parameters()),
         "parameters": sum(p.numel() for p in tiny.conv(3).parameters()),
         "threads": torch.get_num_threads(),
     }
@@ -137,16 +144,16 @@ def test_micro_batches_are_the_batch_in_pieces(size: int, expected: list[int]) -
 
 def test_batch_norms_sit_out_single_samples_only() -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3).eval())
-    with _SingleSample(model, 2):
+    with norms_in_eval(model, False):
         assert [norm.training for norm in model] == [True, False]
-    with _SingleSample(model, 1):
+    with norms_in_eval(model, True):
         assert [norm.training for norm in model] == [False, False]
     assert [norm.training for norm in model] == [True, False], "what was frozen before stays frozen"
 
 
 @pytest.mark.parametrize(("amp", "expected"), [("auto", "float32"), (False, "float32"), (True, "bfloat16")])
 def test_mixed_precision_is_bf16_with_float32_weights(tmp_path: Path, amp: Any, expected: str) -> None:
-    assert str(choose_precision(recipe(amp=amp), CPU)) == f"torch.{expected}"
+    assert str(choose_precision(recipe(amp=amp), CPU)) == expected
     _, recorder = run(recipe(amp=amp, epochs=2), toy(), tmp_path)
     _, exact = run(recipe(amp=False, epochs=2), toy())
     assert recorder.facts[0]["precision"] == expected
@@ -212,13 +219,31 @@ def poisoned(**options: Any) -> tuple[MemoryData, list[str]]:
     return data, [str(sample) for sample in third]
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_with_step_and_samples(tmp_path: Path) -> None:
+def test_a_step_that_is_not_finite_is_skipped_and_recorded(tmp_path: Path) -> None:
     data, third = poisoned()
+    progress, recorder = run(recipe(model="tests.tiny:AllergicToWhite", epochs=1), data, tmp_path)
+    assert progress.skipped == [{"epoch": 1, "step": 3, "samples": third}]
+    assert recorder.rows[0]["skipped_steps"] == 1
+    assert math.isfinite(recorder.rows[0]["train_loss"])
+    (event,) = recorder.events
+    assert event["event"] == "not finite"
+    assert "the loss is nan at epoch 1, step 3, also in float32: skipped" in event["text"]
+    assert checkpoint.load(tmp_path / "last").progress["skipped"] == progress.skipped
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path).values())
+
+
+def test_the_fourth_step_that_is_not_finite_ends_the_run_with_its_samples(tmp_path: Path) -> None:
+    data, _ = poisoned()
     with pytest.raises(FloatingPointError) as caught:
-        run(recipe(model="tests.tiny:AllergicToWhite"), data, tmp_path)
-    assert "the loss is nan at epoch 1, step 3" in str(caught.value)
-    assert str(caught.value).endswith(f"check these samples: {', '.join(third)}")
-    assert checkpoint.find(tmp_path) is None, "no damaged weights are saved"
+        run(recipe(model="tests.tiny:AllergicToWhite", epochs=9), data, tmp_path)
+    fourth = next(ids for ids in batches_of(data, 3) if any((data.images[int(i)] == 255).all() for i in ids))
+    assert "the loss is nan at epoch 4, step" in str(caught.value)
+    assert "3 steps were skipped already" in str(caught.value)
+    assert str(caught.value).endswith(f"check these samples: {', '.join(fourth)}")
+
+
+def batches_of(data: MemoryData, epoch: int) -> list[list[str]]:
+    return [[data.id_of(int(sample)) for sample in batch.samples] for batch in data.train(epoch)]
 
 
 def test_an_interruption_in_mid_epoch_is_saved_and_told(tmp_path: Path) -> None:
@@ -360,16 +385,15 @@ def test_ranks_with_batch_norm_hold_the_same_model(tmp_path: Path) -> None:
     assert ranks[1] == ranks[2] == ranks[0]
 
 
-def poison_rank(world: World) -> str:
-    settings = recipe(model="tests.tiny:AllergicToWhite")
+def poison_rank(world: World) -> list[Any]:
+    settings = recipe(model="tests.tiny:AllergicToWhite", epochs=2)
     data, _ = poisoned(rank=world.rank, world_size=world.size)
-    with pytest.raises(FloatingPointError) as caught:
-        fit(settings, build_task(settings), data, RankRuntime(world, Recorder()))
-    return str(caught.value)
+    progress = fit(settings, build_task(settings), data, RankRuntime(world, Recorder()))
+    return progress.skipped
 
 
-def test_all_ranks_end_with_the_samples_of_the_one_whose_loss_is_not_finite(tmp_path: Path) -> None:
-    messages = run_ranks(3, poison_rank, tmp_path)
+def test_all_ranks_skip_the_step_of_the_one_whose_loss_is_not_finite(tmp_path: Path) -> None:
+    skipped = run_ranks(3, poison_rank, tmp_path)
     _, third = poisoned()
-    assert messages[0].endswith(f"step 3; lower lr or check these samples: {third[0]}, {third[1]}")
-    assert messages == [messages[0]] * 3
+    assert skipped[0][0] == {"epoch": 1, "step": 3, "samples": third[:2]}, "those of the rank that has the image"
+    assert skipped == [skipped[0]] * 3

@@ -22,6 +22,8 @@ AUXILIARY_WEIGHT = 0.4
 class Classify:
     """The classification task. Raises ValueError for a metric that it does not produce."""
 
+    scores = CLASSIFICATION
+
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.primary = recipe.metric or "top1"

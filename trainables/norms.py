@@ -1,0 +1,143 @@
+"""Batch norms: in eval mode for single images, and with the statistics of all ranks, on any device.
+
+torch.nn.SyncBatchNorm hangs where one rank runs out of memory between two of its collectives, or has no samples at
+all. Here each rank knows the sequence of collectives that one micro-batch takes, and a rank that cannot go on
+contributes zeros to the rest of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+@contextmanager
+def norms_in_eval(model: nn.Module, when: bool) -> Iterator[None]:
+    """Batch norms in eval mode, when a micro-batch has one image: its own variance would be undefined."""
+    norms: list[nn.Module] = []
+    if when:
+        kinds = nn.modules.batchnorm._BatchNorm
+        norms = [m for m in model.modules() if isinstance(m, kinds) and m.training]
+    for norm in norms:
+        norm.eval()
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.train()
+
+
+class Sequence:
+    """The collectives of one micro-batch, forward and backward: recorded once, then counted."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.sizes: list[int] = []
+        self.recording = False
+        self._done = 0
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Sequence:
+        return self
+
+    def sum_(self, values: Tensor) -> None:
+        """Sum over the ranks, in place; while recording, only take note."""
+        if self.recording:
+            self.sizes.append(values.numel())
+            return
+        self._done += 1
+        dist.all_reduce(values)
+
+    def finish(self) -> None:
+        """End a micro-batch: whatever of the sequence this rank did not come to, it joins with zeros."""
+        for size in self.sizes[self._done :]:
+            dist.all_reduce(torch.zeros(size, dtype=torch.float64, device=self.device))
+        self._done = 0
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over the ranks; so is the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, sequence: Sequence) -> Tensor:
+        ctx.sequence = sequence
+        total = values.clone()
+        sequence.sum_(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        gradient = gradient.contiguous().clone()
+        ctx.sequence.sum_(gradient)
+        return gradient, None
+
+
+class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """A batch norm over the samples of all ranks. Made by `synchronise` out of a plain one, in place."""
+
+    sequence: Sequence
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            plain: Tensor = super().forward(input)
+            return plain
+        axes = [0, *range(2, input.ndim)]
+        shape = [1, -1] + [1] * (input.ndim - 2)
+        x = input.float()
+        count = x.numel() // x.shape[1]
+        mean = x.mean(axes).double()
+        square = x.var(axes, unbiased=False).double() + mean * mean
+        # sums of each rank's mean and squares: the differences are taken in float64, where they lose nothing
+        packed = torch.cat([count * mean, count * square, mean.new_tensor([float(count)])])
+        total = _Sum.apply(packed, self.sequence)
+        channels = x.shape[1]
+        samples = total[-1].detach().clamp(min=1)
+        mean = total[:channels] / samples
+        variance = (total[channels:-1] / samples - mean * mean).clamp(min=0)
+        self._follow(mean.detach(), variance.detach(), samples)
+        scale = torch.rsqrt(variance + self.eps)
+        weight = self.weight.double() if self.weight is not None else torch.ones_like(scale)
+        bias = self.bias.double() if self.bias is not None else torch.zeros_like(scale)
+        factor = (weight * scale).float().view(shape)
+        shift = (bias - mean * weight * scale).float().view(shape)
+        out: Tensor = (x * factor + shift).to(input.dtype)
+        return out
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor, samples: Tensor) -> None:
+        """Move the running statistics, as torch's batch norm does (with the unbiased variance)."""
+        if self.running_mean is None or self.running_var is None or self.sequence.recording:
+            return
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        unbiased = variance * (samples / (samples - 1).clamp(min=1))
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
+
+
+def norms_of(model: nn.Module) -> list[nn.Module]:
+    """The batch norms that take their statistics from the batch: those that are not frozen."""
+    model.train()
+    return [m for m in model.modules() if isinstance(m, NORMS) and m.training]
+
+
+def synchronise(model: nn.Module, device: torch.device) -> Sequence:
+    """Turn the model's batch norms into synchronised ones, in place: names and tensors stay.
+
+    The sequence must be recorded before the first step.
+    """
+    sequence = Sequence(device)
+    for norm in norms_of(model):
+        norm.__class__ = SyncedBatchNorm
+        norm.sequence = sequence  # type: ignore[assignment]
+    return sequence
