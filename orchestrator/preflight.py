@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from orchestrator.config import Config, Problem
 from orchestrator.data.files import is_remote
 from orchestrator.data.manifest import Manifest, read_manifest
@@ -12,10 +16,13 @@ from orchestrator.data.selection import Selection, select
 from orchestrator.errors import describe
 from orchestrator.storage import check_storage
 from trainables.contracts import Mode
-from trainables.models import Loaded, check_classifier, default_imgsz
-from trainables.order import batch_sizes
+from trainables.detector_check import check_detector
+from trainables.detectors import default_detector_imgsz
+from trainables.models import check_classifier, default_imgsz
+from trainables.order import Keys, batch_sizes, sample_keys
 from trainables.recipe import Recipe
 from trainables.tasks import build_task
+from trainables.weights import Loaded
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ def preflight(config: Config) -> tuple[Checked | None, list[Problem]]:
     """Check data, model, metric and storage. Every problem is returned; the result is None where there is one."""
     problems: list[Problem] = []
     manifest = chosen = storage = model = task = None
-    imgsz = config.imgsz or default_imgsz(config.model)
+    imgsz = config.imgsz or _default_imgsz(config)
     try:
         manifest = read_manifest(config.data, config.format)
         chosen = select(manifest, config.val_fraction, config.fraction, config.seed)
@@ -61,8 +68,7 @@ def preflight(config: Config) -> tuple[Checked | None, list[Problem]]:
     except ValueError as error:
         problems.append(Problem("metric", str(error)))
     try:
-        for size in batch_sizes(imgsz, config.multi_scale):
-            model = check_classifier(config, len(manifest.classes) if manifest else 2, size)
+        model = _check_model(config, len(manifest.classes) if manifest else 2, batch_sizes(imgsz, config.multi_scale))
     except ValueError as error:
         problems.append(Problem(_key_of(error, config), str(error)))
     except Exception as error:
@@ -84,19 +90,53 @@ def check_labels(manifest: Manifest, selection: Selection, task: str) -> None:
     """Raises ValueError where a data set lacks what the task learns from."""
     if not len(selection.train):
         raise ValueError("there are no training images")
-    if task == "classify" and manifest.has_objects and manifest.table["label"].to_pylist().count(-1):
-        raise ValueError("the images have boxes but no class of their own: this is data for task: detect")
-    if task == "classify" and len(manifest.classes) < 2:
-        raise ValueError(f"there is one class only ({manifest.classes[0]}): a classifier needs two or more")
+    if task == "classify":
+        _check_classes(manifest)
+    else:
+        _check_objects(manifest, selection.train, task)
     if not len(selection.val):
         raise ValueError("no validation images can be held back, one image per class: add a second one or a val folder")
+
+
+def _check_classes(manifest: Manifest) -> None:
+    if manifest.has_objects and manifest.table["label"].to_pylist().count(-1):
+        raise ValueError("the images have boxes but no class of their own: this is data for task: detect")
+    if len(manifest.classes) < 2:
+        raise ValueError(f"there is one class only ({manifest.classes[0]}): a classifier needs two or more")
+
+
+def _check_objects(manifest: Manifest, train: Keys, task: str) -> None:
+    """At least one training image must have an object, for instance segmentation one with a mask."""
+    if not manifest.has_objects:
+        raise ValueError("the images have a class but no boxes: this is data for task: classify")
+    keys = sample_keys(manifest.table["id"].to_pylist())
+    objects = manifest.table["objects"].take(pa.array(np.flatnonzero(np.isin(keys, train)))).combine_chunks()
+    found = pc.list_flatten(objects)
+    if not len(found):
+        raise ValueError("no training image has an object: there is nothing to learn from")
+    if task == "segment" and found.field("mask").null_count == len(found):
+        raise ValueError(
+            "the objects have boxes but no masks, and task: segment learns from masks: set task to detect, or add masks"
+        )
+
+
+def _default_imgsz(config: Config) -> int:
+    return default_imgsz(config.model) if config.task == "classify" else default_detector_imgsz(config)
+
+
+def _check_model(config: Config, classes: int, sizes: range) -> tuple[int, Loaded | None]:
+    """The number of parameters of the model, and what would be loaded. Raises ValueError that says what to change."""
+    if config.task != "classify":
+        return check_detector(config, classes, sizes)
+    return [check_classifier(config, classes, size) for size in sizes][-1]
 
 
 def _key_of(error: ValueError, recipe: Recipe) -> str:
     """The key that a message about the model speaks of."""
     text = str(error)
-    if text.startswith("pretrained"):
-        return "pretrained"
+    for key in ("pretrained", "freeze"):
+        if text.startswith(key):
+            return key
     return "imgsz" if "imgsz=" in text and recipe.imgsz else "model"
 
 

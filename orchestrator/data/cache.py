@@ -160,6 +160,11 @@ class Cache:
         """The instances of a sample, in pixels of its image at full scale; None where the data set has none."""
         return self._shards[self._shard_of[position]].objects(self._row_of[position])
 
+    @property
+    def object_counts(self) -> Positions:
+        """(n,) how many instances each sample has."""
+        return np.concatenate([shard.object_counts for shard in self._shards])
+
     def full_size(self, position: int) -> tuple[int, int]:
         """(height, width) of a sample's upright image at full scale."""
         batch, row = self._shards[self._shard_of[position]].batch, self._row_of[position]

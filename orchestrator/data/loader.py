@@ -15,17 +15,15 @@ import torch
 
 from orchestrator.data.cache import Cache
 from orchestrator.data.images import Image
-from orchestrator.data.objects import to_targets
+from orchestrator.data.labels import Labels
 from orchestrator.data.shards import CACHE_LINE
 from orchestrator.data.stream import DecodedImages
 from trainables.augment import Augmentation, Fit, Window, center_view, train_view
-from trainables.contracts import Batch, DataInfo, Targets
+from trainables.contracts import Batch, DataInfo
 from trainables.order import Draws, Keys, Positions, batch_size, batch_sizes, draws, order, share
 
 RING = 3
 """Buffers in flight: one with the model, one ready, one being filled."""
-MIN_VISIBLE = 0.1
-"""Share of an object's box that a training view must show for the object to count."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,8 @@ class View:
     augmentation: Augmentation = field(default_factory=Augmentation)
     fit: Fit = "short"
     multi_scale: float = 0.0
+    masks: bool = False
+    """Whether the objects come with their masks; those with a box only then have that as their mask."""
 
 
 def ring_memory(size: int) -> torch.Tensor:
@@ -94,8 +94,13 @@ class Loader:
         """Tasks that decode at once, where the cache has no pixels."""
         self._train, self._val = cache.positions(view.train), np.sort(cache.positions(view.val))
         self._train_keys = cache.keys[self._train]
+        self._labels = Labels(cache, view.masks)
         counts = len(self._train), len(self._val), cache.skipped
-        self.info = DataInfo(view.name, view.fingerprint, view.classes, *counts, view.imgsz)
+        objects = int(cache.object_counts[self._train].max(initial=0)) if cache.has_objects else 0
+        largest = batch_sizes(view.imgsz, view.multi_scale)[-1]
+        self.info = DataInfo(
+            view.name, view.fingerprint, view.classes, *counts, view.imgsz, largest, objects, view.masks
+        )
         self.steps = -(-len(self._train) // view.batch)
         self._ring: list[_Slot] = []
 
@@ -212,13 +217,19 @@ class Loader:
             parts = [range(count)[i :: self.threads] for i in range(min(self.threads, count))]
             for future in [pool.submit(self._fill_part, out, windows, images, job, part) for part in parts]:
                 future.result()
-        return Batch(
+        batch = Batch(
             memory.permute(0, 3, 1, 2),
             torch.from_numpy(self._cache.labels[job.positions]),
             job.positions,
             job.global_size,
-            self._targets(job, images, windows) if self._cache.has_objects else None,
         )
+        if self._cache.has_objects:
+            shown = zip(job.positions.tolist(), images, windows, strict=True)
+            if job.draws is None:
+                batch.truths = [self._labels.truth(*of_image, job.size) for of_image in shown]
+            else:
+                batch.targets = [self._labels.targets(*of_image, job.size) for of_image in shown]
+        return batch
 
     def _fill_part(
         self, out: np.ndarray[Any, Any], windows: list[Window], images: Sequence[Image], job: _Job, part: range
@@ -234,23 +245,3 @@ class Loader:
                 windows[i] = center_view(image, out[i], fit)
             else:
                 windows[i] = train_view(image, out[i], how, job.draws[i], fit)
-
-    def _targets(self, job: _Job, images: Sequence[Image], windows: Sequence[Window]) -> list[Targets]:
-        targets: list[Targets] = []
-        for position, image, window in zip(job.positions.tolist(), images, windows, strict=True):
-            objects = self._cache.objects(position)
-            assert objects is not None
-            full = max(self._cache.full_size(position)) / max(image.shape)  # pixels at full scale per stored one
-            targets.append(
-                to_targets(
-                    objects,
-                    scale=job.size / (window.side * full),
-                    left=window.left * full,
-                    top=window.top * full,
-                    flip_x=window.flip_x,
-                    flip_y=window.flip_y,
-                    size=job.size,
-                    keep=0.0 if job.draws is None else MIN_VISIBLE,
-                )
-            )
-        return targets

@@ -163,6 +163,11 @@ class Shard:
         """A read-only view of one image's pixels."""
         return self._data[self._offsets[row] : self._offsets[row + 1]].reshape(self._shapes[row])
 
+    @property
+    def object_counts(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """(n,) how many instances each image has."""
+        return self._objects.counts if self._objects else np.zeros(len(self), np.int64)
+
     def objects(self, row: int) -> Objects | None:
         """The instances of one image; None where the data set has none."""
         return self._objects.of(row) if self._objects else None
@@ -178,6 +183,10 @@ class _ObjectColumns:
         self._crowd = batch["object_crowd"].values.to_numpy().astype(bool)
         masks = batch["object_masks"].values
         self._masks = None if masks.null_count == len(masks) else masks
+
+    @property
+    def counts(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        return np.diff(self._offsets)
 
     def of(self, row: int) -> Objects:
         part = slice(self._offsets[row], self._offsets[row + 1])

@@ -4,12 +4,15 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
+from faster_coco_eval.core import mask as mask_api
 
 from orchestrator.data.cache import Cache
 from orchestrator.data.loader import RING, Loader, View
@@ -192,21 +195,35 @@ def test_images_of_the_right_size_are_copied_as_they_are(tmp_path: Path) -> None
             assert np.array_equal(image.permute(1, 2, 0).numpy(), rows[sample].pixels)
 
 
-def test_boxes_and_masks_follow_the_pixels(tmp_path: Path) -> None:
-    """A white rectangle on black is found again where its box and mask say, in every view."""
+def white_rectangles(folder: Path, masks: bool = True, count: int = 12, stored: float = 1.0) -> Cache:
+    """White rectangles on black, of class 1, at a part of their full scale."""
     rows = []
-    for i in range(12):
+    for i in range(count):
         pixels = np.zeros((60 + i, 90 - i, 3), np.uint8)
         pixels[20:40, 30:60] = 255
-        outline = [30.0, 20.0, 60.0, 20.0, 60.0, 40.0, 30.0, 40.0]
-        sample = Sample(f"{i}", "train", "", "", objects=(Instance(1, (30, 20, 60, 40), [outline]),))
-        rows.append(make_row(f"{i}", i + 1, -1, pixels, resolve(sample, pixels.shape[:2], 1)[0]))
-    how = Augmentation(scale=0.5, fliplr=0.5, flipud=0.5)
+        outline = [[30.0, 20.0, 60.0, 20.0, 60.0, 40.0, 30.0, 40.0]] if masks else None
+        sample = Sample(f"{i}", "train", "", "", objects=(Instance(1, (30, 20, 60, 40), outline),))
+        row = make_row(f"{i}", i + 1, -1, pixels, resolve(sample, pixels.shape[:2], 1)[0])
+        side = (round(pixels.shape[1] * stored), round(pixels.shape[0] * stored))
+        shrunk = cv2.resize(pixels, side, interpolation=cv2.INTER_AREA)
+        rows.append(replace(row, pixels=np.ascontiguousarray(shrunk, np.uint8)))
+    return Cache(write_cache(folder / "cache", rows))
+
+
+def scene(**changes: Any) -> View:
     keys = np.arange(1, 13, dtype=np.uint64)
-    scene = view(imgsz=128, train=keys, val=keys, augmentation=how, fit="long")
-    loader, seen = Loader(Cache(write_cache(tmp_path / "cache", rows)), scene), 0
-    for batch in chain(*(loader.train(epoch) for epoch in range(3)), loader.validation()):
+    how = Augmentation(scale=0.5, fliplr=0.5, flipud=0.5)
+    return view(
+        **{"imgsz": 128, "train": keys, "val": keys, "augmentation": how, "fit": "long", "masks": True} | changes
+    )
+
+
+def test_boxes_and_masks_of_training_views_follow_the_pixels(tmp_path: Path) -> None:
+    """A white rectangle is found again where its box and mask say, in every view."""
+    loader, seen = Loader(white_rectangles(tmp_path), scene()), 0
+    for batch in chain(*(loader.train(epoch) for epoch in range(3))):
         assert batch.targets is not None
+        assert batch.truths is None
         for image, targets in zip(batch.images, batch.targets, strict=True):
             white = image.permute(1, 2, 0).numpy()[:, :, 0] > 200
             for box, label, mask in zip(targets.boxes, targets.labels, targets.masks, strict=True):  # type: ignore[arg-type]
@@ -217,7 +234,56 @@ def test_boxes_and_masks_follow_the_pixels(tmp_path: Path) -> None:
                 overlap = (white & (mask.numpy() > 0)).sum() / (white | (mask.numpy() > 0)).sum()
                 assert overlap > 0.85
                 assert label == 1
-    assert seen >= 40
+    assert seen >= 30
+
+
+@pytest.mark.parametrize("stored", [1.0, 0.5])
+def test_truths_of_validation_are_in_original_pixels_and_say_where_the_view_shows_them(
+    tmp_path: Path, stored: float
+) -> None:
+    cache = white_rectangles(tmp_path, stored=stored)
+    for batch in Loader(cache, scene()).validation():
+        assert batch.targets is None
+        assert batch.truths is not None
+        for image, truth, sample in zip(batch.images, batch.truths, batch.samples, strict=True):
+            assert truth.size == cache.full_size(sample)
+            assert truth.boxes.tolist() == [[30, 20, 60, 40]]
+            assert truth.labels.tolist() == [1]
+            assert truth.masks is not None
+            drawn = mask_api.decode(dict(truth.masks[0]))
+            assert drawn.shape == truth.size
+            assert (drawn.sum(), drawn[20:40, 30:60].sum()) == (600, 600)
+            ys, xs = np.nonzero(image.permute(1, 2, 0).numpy()[:, :, 0] > 127)
+            painted = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]) / truth.scale
+            painted += (truth.left, truth.top) * 2
+            assert np.abs(painted - truth.boxes[0].numpy()).max() <= 1.2 / truth.scale + 0.5 / stored
+
+
+def test_masks_are_left_out_where_they_are_not_wanted_and_boxes_stand_in_for_them_where_they_lack(
+    tmp_path: Path,
+) -> None:
+    with_masks, without = white_rectangles(tmp_path / "a"), white_rectangles(tmp_path / "b", masks=False)
+    for cache, wanted, expected in [(with_masks, False, None), (without, False, None), (without, True, 600)]:
+        loader = Loader(cache, scene(masks=wanted, augmentation=Augmentation()))
+        assert loader.info.masks == wanted
+        truths = next(loader.validation()).truths or []
+        targets = next(loader.train(0)).targets or []
+        assert [t.masks and mask_api.area(dict(t.masks[0])) for t in truths] == [expected] * len(truths)
+        assert all((t.masks is None) == (expected is None) for t in targets)
+        assert len(targets) == len(truths) == BATCH
+
+
+def test_the_facts_tell_the_most_objects_and_the_largest_batch(tmp_path: Path) -> None:
+    rows = numbered_rows(5, 2)
+    boxes = tuple(Instance(0, (1, 1, 5, 5)) for _ in range(4))
+    for i, row in enumerate(rows):
+        sample = Sample(row.id, "train", "", "", objects=boxes[: min(i, 3)] if i < 5 else boxes)
+        rows[i] = replace(row, objects=resolve(sample, (12, 12), 1)[0])
+    keys = np.array([row.key for row in rows], np.uint64)
+    facts = view(imgsz=96, multi_scale=0.5, train=keys[:5], val=keys[5:])
+    info = Loader(Cache(write_cache(tmp_path / "cache", rows)), facts).info
+    assert (info.objects, info.masks, info.largest) == (3, False, 128)
+    assert Loader(Cache(write_cache(tmp_path / "plain", numbered_rows(5, 2))), view(imgsz=96)).info.objects == 0
 
 
 # ------------------------------------------------------------------------------------- buffers and threads

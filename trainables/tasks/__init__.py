@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 TASKS: dict[str, str] = {
     "classify": "trainables.tasks.classify:Classify",
+    "detect": "trainables.tasks.detect:Detect",
+    "segment": "trainables.tasks.segment:Segment",
 }
 
 
