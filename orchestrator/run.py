@@ -107,6 +107,7 @@ class Run:
             augmentation=Augmentation(**config.model_dump(include={f.name for f in fields(Augmentation)})),
             fit=FITS[config.task],
             multi_scale=config.multi_scale,
+            masks=config.task == "segment",
         )
 
     def _folder(self, cache: Cache) -> RunFolder:
