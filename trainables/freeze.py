@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
+from math import inf
 from types import MethodType
 from typing import Any
 
@@ -20,8 +21,8 @@ HEADS = frozenset(
 BODIES = frozenset(("features", "blocks", "stages", "layers", "body", "backbone", "encoder", "trunk", "trunk_output"))
 """What a model's head, and the container of its stages, are usually called."""
 NEARLY_ALL = 0.85
-"""Part of the parameters from which a container is opened: its children are the stages."""
-MOST = 0.5
+"""Part of the parameters from which a container is opened: its children are the stages. Not one of several blockN."""
+MUCH = 0.3
 """The same where the name says that it is a body."""
 
 
@@ -113,11 +114,15 @@ def _units(body: nn.Module, prefix: str, has_head: bool) -> list[tuple[str, nn.M
 
 
 def _opened(module: nn.Module, prefix: str, total: int) -> Iterator[tuple[str, nn.Module | None]]:
+    """A backbone that was cut into two (as SSDlite's) is opened too."""
     for name, _ in module.named_parameters(recurse=False):
         yield prefix + name, None
-    for name, child in _children(module):
+    children = list(_children(module))
+    halves = len(children) == 2 and all(type(child) is nn.Sequential for _, child in children)
+    for name, child in children:
         size = _size(child, outside_head=True)
-        limit = MOST if name in BODIES else NEARLY_ALL
+        numbered = sum(name.rstrip("0123456789") == other.rstrip("0123456789") for other, _ in children) > 1
+        limit = 0.0 if halves else MUCH if name in BODIES else inf if numbered else NEARLY_ALL
         if not _is_head(name) and size >= limit * total and any(True for _ in child.children()):
             yield from _opened(child, f"{prefix}{name}.", total)
         else:
@@ -139,7 +144,7 @@ def _is_head(name: str) -> bool:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    return "norm" in type(module).__name__.lower() and not any(True for _ in module.children())
+    return "norm" in type(module).__name__.lower() and not any(True for _ in _children(module))
 
 
 def _is_stem(stages: Stages, name: str, body: nn.Module, prefix: str) -> bool:

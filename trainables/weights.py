@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
+from math import isqrt
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from trainables.freeze import HEADS
 from trainables.pixels import Normalization
 from trainables.recipe import Recipe
 from trainables.weight_files import is_remote, local_file, read_file, read_weights
@@ -27,8 +30,8 @@ COUNTER = "num_batches_tracked"
 """Of batch norms. Old files and frozen norms lack it, and nothing depends on it: it is neither missing nor unused."""
 LEAST = 0.1
 """Part of the file or of the model, whichever is smaller, that must fit: less is another architecture."""
-FOREIGN = 0.05
-"""Part of the shared names that may have another shape in more than the first dimension, as other images give it."""
+FOREIGN = 0.03
+"""Part of the shared names that may have another shape for other reasons than the number of classes."""
 RUN = 4
 """Least tensors in a row for which the order of a model tells which is which."""
 
@@ -43,10 +46,15 @@ class Loaded:
     """In both, with another shape (as a head for another number of classes): left as initialised."""
     missing: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
+    resampled: list[str] = field(default_factory=list)
+    """Tables of positions that were loaded for images of another size."""
+    prefix: str = ""
+    """Put before the file's names: `backbone.body.` for a classifier's in a detector."""
 
     def __str__(self) -> str:
-        parts = [f"{len(self.loaded)} tensors loaded from {self.source}"]
-        for label in ("resized", "missing", "unused"):
+        place = f" into {self.prefix}*" if self.prefix else ""
+        parts = [f"{len(self.loaded)} tensors loaded from {self.source}{place}"]
+        for label in ("resampled", "resized", "missing", "unused"):
             names: list[str] = getattr(self, label)
             if names:
                 shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
@@ -61,24 +69,26 @@ def load_pretrained(
 
     model: may be on the meta device: then everything is checked as it would be, and nothing is loaded.
     published: fetches what ``pretrained: true`` stands for; None: the model has no published weights.
-    default: the normalisation where neither the published weights nor a file's metadata name one; ImageNet's if None.
+    default: the normalisation of a model from scratch, and of a file of its own that names none; ImageNet's if None,
+    and for a classifier's file in a detector's backbone.
 
     Returns the report (None for ``pretrained: false``) and the normalisation that the weights expect. Raises
     ValueError, which begins with "pretrained" or "model".
     """
-    normalization = default or Normalization()
     if recipe.pretrained is False:
-        return None, normalization
+        return None, default or Normalization()
+    stored: Normalization | None
     if recipe.pretrained is True:
         if published is None:
             raise ValueError(f"model {recipe.model} has no published weights: set pretrained to false or to a file")
         source = "timm" if recipe.model.startswith("timm/") else "torchvision"
-        weights, normalization = published()
+        weights, stored = published()
     else:
         source = str(recipe.pretrained)
         file = read_file(source)
-        weights, normalization = file.tensors, stored_normalization(file.metadata) or normalization
+        weights, stored = file.tensors, stored_normalization(file.metadata)
     loaded, tensors = match(model, weights, source, recipe.model)
+    normalization = stored or (Normalization() if loaded.prefix else default or Normalization())
     with torch.no_grad():
         for name, tensor in model.state_dict(keep_vars=True).items():
             if name in tensors and tensor.device.type != "meta":
@@ -114,20 +124,21 @@ def match(model: nn.Module, weights: Mapping[str, Tensor], source: str, name: st
     used = set(fits.values())
     resized = [key for key in own if key in renamed and key not in fits and renamed[key] not in used]
     used |= {renamed[key] for key in resized}
-    filled = {id(own[key]) for key in fits}  # tied tensors are stored once
+    tables = {key: _resampled(key, own[key], weights[renamed[key]]) for key in resized}
+    resampled = {key: table for key, table in tables.items() if table is not None}
+    resized = [key for key in resized if key not in resampled]
+    filled = {id(own[key]) for key in (*fits, *resampled)}  # tied tensors are stored once
     loaded = Loaded(
         source,
         loaded=list(fits),
+        resampled=list(resampled),
+        prefix=add,
         resized=resized,
-        missing=[
-            key
-            for key in own
-            if key not in fits and key not in resized and id(own[key]) not in filled and not key.endswith(COUNTER)
-        ],
+        missing=[key for key in own if key not in resized and id(own[key]) not in filled and not key.endswith(COUNTER)],
         unused=[key for key in weights if key not in used and not key.endswith(COUNTER)],
     )
     _refuse_another(own, weights, {key: renamed[key] for key in resized}, loaded, name)
-    return loaded, {key: weights[found] for key, found in fits.items()}
+    return loaded, {key: weights[found] for key, found in fits.items()} | resampled
 
 
 def _renaming(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> tuple[str, str]:
@@ -185,6 +196,25 @@ def _in_order(
     return {here[b.a + i]: there[b.b + i] for b in blocks if b.size >= RUN for i in range(b.size)}
 
 
+def _resampled(name: str, own: Tensor, stored: Tensor) -> Tensor | None:
+    """A vision transformer's table of positions (1, tokens, width) on the grid of another size of image.
+
+    Tokens that stand for no place (of the class) come first, and are kept. Bicubic, as Dosovitskiy et al. (2020) and
+    their successors do it. None: it is no such table.
+    """
+    if not name.split(".")[-1].startswith("pos_embed") or own.ndim != 3 or stored.ndim != 3:
+        return None
+    if (own.shape[0], stored.shape[0], own.shape[2]) != (1, 1, stored.shape[2]):
+        return None
+    sides = [isqrt(count) for count in (stored.shape[1], own.shape[1])]
+    extra = stored.shape[1] - sides[0] ** 2
+    if extra != own.shape[1] - sides[1] ** 2:
+        return None
+    grid = stored[:, extra:].reshape(1, sides[0], sides[0], -1).permute(0, 3, 1, 2)
+    grid = functional.interpolate(grid, size=(sides[1], sides[1]), mode="bicubic", align_corners=False, antialias=True)
+    return torch.cat([stored[:, :extra], grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+
+
 def _refuse_another(
     own: Mapping[str, Tensor], weights: Mapping[str, Tensor], resized: Mapping[str, str], loaded: Loaded, name: str
 ) -> None:
@@ -196,11 +226,10 @@ def _refuse_another(
             f"pretrained: no tensor of {loaded.source} fits {name} (the file has {_some(weights)}; "
             f"the model has {_some(own)}): {advice}"
         )
-    foreign = [key for key, found in resized.items() if own[key].shape[1:] != weights[found].shape[1:]]
     heads = set(resized.values())
     smaller = min(
-        _elements(own, (key for key in own if key not in resized)),
-        _elements(weights, (key for key in weights if key not in heads)),
+        _elements(own, [key for key in own if key not in resized]),
+        _elements(weights, [key for key in weights if key not in heads]),
     )
     if matched < LEAST * smaller:
         raise ValueError(
@@ -208,7 +237,14 @@ def _refuse_another(
             f"with {matched / smaller:.1%} of the values fit (the file has {_some(weights)}; the model has "
             f"{_some(own)}): {advice}"
         )
-    if len(foreign) > max(3, FOREIGN * (len(loaded.loaded) + len(resized))):
+    foreign = [
+        key
+        for key, found in resized.items()
+        if own[key].shape[1:] != weights[found].shape[1:] or key.endswith("running_mean")
+    ]
+    layers = sum(own[key].ndim > 1 for key in loaded.loaded)
+    most = max(3, FOREIGN * (len(loaded.loaded) + len(resized)))
+    if len(foreign) > min(most, max(1, layers / 4)):
         shown = "; ".join(
             f"{key} is {tuple(weights[resized[key]].shape)}, not {tuple(own[key].shape)}" for key in foreign[:3]
         )
@@ -218,8 +254,10 @@ def _refuse_another(
         )
 
 
-def _elements(tensors: Mapping[str, Tensor], names: Iterator[str] | list[str]) -> int:
-    return sum(tensors[name].numel() for name in names if tensors[name].is_floating_point())
+def _elements(tensors: Mapping[str, Tensor], names: Sequence[str]) -> int:
+    """Values outside the head, which is the same in many architectures; of all where there is nothing else."""
+    sizes = {name: tensors[name].numel() for name in names if tensors[name].is_floating_point()}
+    return sum(size for name, size in sizes.items() if name.split(".")[0] not in HEADS) or sum(sizes.values())
 
 
 def _some(tensors: Mapping[str, Tensor]) -> str:

@@ -1,17 +1,12 @@
 from __future__ import annotations
 
-import io
-import os
-import pickle
 import sys
 import types
 import urllib.error
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision import models as torchvision_models
 
@@ -24,7 +19,6 @@ from trainables.models import (
     model_names,
 )
 from trainables.pixels import Normalization
-from trainables.weights import read_weights
 
 FAMILIES = [
     "convnext_tiny",
@@ -184,155 +178,6 @@ def test_a_function_that_makes_no_classifier_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         check_classifier(recipe(model=own(builder, monkeypatch)), 5, 8)
-
-
-# -------------------------------------------------------------------------------------- weights from a file
-
-
-@pytest.fixture
-def weights() -> dict[str, Tensor]:
-    """Of ``tests.tiny:linear`` for three classes."""
-    return {"1.weight": torch.randn(3, 192), "1.bias": torch.randn(3)}
-
-
-def check_and_build(path: Path | str, classes: int = 3, model: str = TINY) -> tuple[Any, nn.Module]:
-    made = recipe(model=model, pretrained=str(path))
-    return check_classifier(made, classes, 8)[1], build_classifier(made, classes, 8)[0]
-
-
-def torch_file(content: Any, path: Path) -> None:
-    torch.save(content, path)
-
-
-def safe_file(content: Any, path: Path) -> None:
-    save_file(content, path)
-
-
-@pytest.mark.parametrize(
-    ("write", "name"), [(torch_file, "weights.pt"), (torch_file, "weights.pth"), (safe_file, "w.safetensors")]
-)
-def test_weights_are_loaded_from_a_file(tmp_path: Path, weights: dict[str, Tensor], write: Any, name: str) -> None:
-    write(weights, tmp_path / name)
-    loaded, model = check_and_build(tmp_path / name)
-    assert loaded.loaded == ["1.weight", "1.bias"]
-    assert (loaded.resized, loaded.missing, loaded.unused) == ([], [], [])
-    assert str(loaded) == f"2 tensors loaded from {tmp_path / name}"
-    assert all(torch.equal(tensor, weights[key]) for key, tensor in model.state_dict().items())
-
-
-@pytest.mark.parametrize("wrap", ["state_dict", "model", None])
-@pytest.mark.parametrize("prefix", ["module.", ""])
-@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
-def test_wrapped_prefixed_and_other_precisions_are_understood(
-    tmp_path: Path, weights: dict[str, Tensor], wrap: str | None, prefix: str, kind: torch.dtype
-) -> None:
-    content: Any = {prefix + key: tensor.to(kind) for key, tensor in weights.items()}
-    torch.save({"epoch": 3, wrap: content} if wrap else content, tmp_path / "weights.pt")
-    assert {tensor.dtype for tensor in read_weights(tmp_path / "weights.pt").values()} == {torch.float32}
-    loaded, model = check_and_build(tmp_path / "weights.pt")
-    assert len(loaded.loaded) == 2
-    for key, tensor in model.state_dict().items():
-        assert tensor.dtype == torch.float32
-        assert torch.equal(tensor, weights[key].to(kind).float())
-
-
-def test_a_head_for_other_classes_is_left_as_initialised(tmp_path: Path) -> None:
-    torch.save(tiny.conv(3).state_dict(), tmp_path / "weights.pt")
-    torch.manual_seed(0)
-    fresh = tiny.conv(4).state_dict()
-    torch.manual_seed(0)
-    loaded, model = check_and_build(tmp_path / "weights.pt", classes=4, model="tests.tiny:conv")
-    assert (loaded.loaded, loaded.resized) == (["0.weight", "0.bias"], ["4.weight", "4.bias"])
-    same = {key for key, tensor in model.state_dict().items() if torch.equal(tensor, fresh[key])}
-    assert same == {"4.weight", "4.bias"}
-
-
-def test_a_file_of_which_nothing_fits_is_refused(tmp_path: Path, weights: dict[str, Tensor]) -> None:
-    torch.save({**weights, "extra": torch.ones(1), "0.count": torch.tensor(3)}, tmp_path / "weights.pt")
-    message = r"no tensor of .*weights\.pt fits tests\.tiny:linear \(the file has 1\.weight, .*the model has 1\.weight"
-    for step in (check_classifier, build_classifier):
-        with pytest.raises(ValueError, match=message):
-            step(recipe(model=TINY, pretrained=str(tmp_path / "weights.pt")), 4, 8)
-
-
-def test_what_became_of_the_file_is_told(tmp_path: Path) -> None:
-    file = {
-        "0.weight": torch.ones(8, 3, 3, 3),
-        "5.weight": torch.ones(9, 9),
-        "5.bias": torch.ones(3),
-        "x": torch.ones(1),
-    }
-    torch.save({f"module.{key}": tensor for key, tensor in file.items()}, tmp_path / "weights.pt")
-    loaded, model = check_and_build(tmp_path / "weights.pt", model="tests.tiny:conv")
-    assert loaded.loaded == ["0.weight"]
-    assert loaded.missing == ["0.bias", "4.weight", "4.bias"]
-    assert loaded.unused == ["module.5.weight", "module.5.bias", "module.x"]
-    assert (model.state_dict()["0.weight"] == 1).all()
-    torch.save({"0.weight": torch.ones(8, 3, 3, 3), "4.weight": torch.ones(9, 9)}, tmp_path / "weights.pt")
-    loaded, _ = check_and_build(tmp_path / "weights.pt", model="tests.tiny:conv")
-    assert loaded.resized == ["4.weight"]
-    assert "1 resized (4.weight); 2 missing (0.bias, 4.bias)" in str(loaded)
-
-
-class Bomb:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (os.mkdir, (os.environ["BOMB"],))
-
-
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_a_pickle_in_a_file_of_weights_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BOMB", str(tmp_path / "exploded"))
-    buffer = io.BytesIO()
-    torch.save({"1.weight": torch.ones(3, 192), "more": Bomb()}, buffer)
-    for content in (buffer.getvalue(), pickle.dumps(Bomb())):
-        for name in ("weights.pt", "weights.safetensors"):
-            (tmp_path / name).write_bytes(content)
-            with pytest.raises(ValueError, match="is not a readable file of weights"):
-                read_weights(tmp_path / name)
-    assert not (tmp_path / "exploded").exists()
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "is not a readable file"),
-        (b"no weights", "is not a readable file"),
-        ([1, 2], "holds a list, not a state dict"),
-    ],
-)
-def test_other_files_are_refused(tmp_path: Path, content: Any, message: str) -> None:
-    path = tmp_path / "weights.pt"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        torch.save(content, path)
-    with pytest.raises(ValueError, match=message):
-        read_weights(path)
-
-
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"pretrained: there is no file {tmp_path}/absent.pt"):
-        check_and_build(tmp_path / "absent.pt")
-
-
-def test_real_weights_of_a_whole_model_fit_all_but_the_head(test_weights: Path) -> None:
-    path = test_weights / "squeezenet1_1_torchvision.pth"
-    made = recipe(model="squeezenet1_1", pretrained=str(path))
-    _, loaded = check_classifier(made, 19, 224)
-    assert loaded is not None
-    assert loaded.resized == ["classifier.1.weight", "classifier.1.bias"]
-    assert (len(loaded.loaded), loaded.missing, loaded.unused) == (50, [], [])
-    model, _ = build_classifier(made, 19, 224)
-    assert torch.equal(model.state_dict()["features.0.weight"], read_weights(path)["features.0.weight"])
-
-
-def test_real_weights_of_features_alone_leave_the_head_missing(test_weights: Path) -> None:
-    made = recipe(model="mobilenet_v2", pretrained=str(test_weights / "mobilenet_v2_torchvision_features.pth"))
-    _, loaded = check_classifier(made, 19, 224)
-    assert loaded is not None
-    assert loaded.missing == ["classifier.1.weight", "classifier.1.bias"]
-    assert (loaded.resized, loaded.unused) == ([], [])
-    assert len(loaded.loaded) > 300
 
 
 # ---------------------------------------------------------------------------------------- published weights
