@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainables.collectives import World
 from trainables.contracts import Metrics, State
 from trainables.local import LocalRuntime
 from trainables.loop import Progress, fit
@@ -49,6 +50,18 @@ def conv_norm_dropout(num_classes: int) -> nn.Module:
         nn.AdaptiveAvgPool2d(2),
         nn.Flatten(),
         nn.Dropout(0.2),
+        nn.Linear(32, num_classes),
+    )
+
+
+def conv_norm(num_classes: int) -> nn.Module:
+    """With batch norm, without anything random."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
         nn.Linear(32, num_classes),
     )
 
@@ -102,6 +115,7 @@ class Recorder:
         self.events: list[Metrics] = []
         self.kinds: list[str] = []
         self.model: dict[str, Tensor] = {}
+        self.ema: dict[str, Tensor] = {}
         self.stop_at = stop_at
         self.stop: Callable[[], None] = lambda: None
 
@@ -111,6 +125,7 @@ class Recorder:
         self.kinds.append(kind)
         if state is not None:
             self.model = {name: tensor.clone() for name, tensor in state.model.items()}
+            self.ema = {name: tensor.clone() for name, tensor in state.ema.items()}
         if kind == "step" and (metrics["epoch"], metrics["step"]) == self.stop_at:
             self.stop()
 
@@ -131,3 +146,11 @@ def run(
     with LocalRuntime(folder, recorder, restore, torch.device("cpu")) as runtime:
         recorder.stop = runtime.stop.set
         return fit(settings, build_task(settings), data, runtime), recorder
+
+
+class RankRuntime(LocalRuntime):
+    """One of several ranks; each rank may be asked to stop on its own."""
+
+    def __init__(self, world: World, recorder: Recorder) -> None:
+        super().__init__(on_report=recorder, device=torch.device("cpu"))
+        self.rank, self.world_size = world.rank, world.size

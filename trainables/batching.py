@@ -57,12 +57,13 @@ def decide(recipe: Recipe, task: Task, info: DataInfo, runtime: Runtime) -> Deci
     On a CPU, whose memory ends a process without a warning, the micro-batch is planned too.
     Raises ValueError where not even one image fits.
     """
+    if not is_open(recipe):
+        return Decision(recipe)
     world = World(runtime.rank, runtime.world_size, runtime.device)
     on_cpu = runtime.device.type == "cpu"
-    steps_are_needed = recipe.batch == -1 or recipe.compile == "auto" or on_cpu
     settled = recipe
     table: list[Row] = []
-    if steps_are_needed:
+    if recipe.batch == -1 or recipe.compile == "auto" or on_cpu:
         bench = _Bench(recipe, task, info, world)
         first = bench.first()
         if on_cpu:
@@ -81,6 +82,12 @@ def decide(recipe: Recipe, task: Task, info: DataInfo, runtime: Runtime) -> Deci
     keys = ("batch", "micro_batch", "amp", "channels_last", "compile")
     changed = {key: getattr(settled, key) for key in keys if getattr(settled, key) != getattr(recipe, key)}
     return Decision(settled, changed, table)
+
+
+def is_open(recipe: Recipe) -> bool:
+    """Whether a recipe leaves something to `decide`."""
+    formats = recipe.amp in ("auto", True) or recipe.channels_last == "auto"
+    return recipe.batch == -1 or formats or recipe.compile == "auto"
 
 
 def sample_batch(info: DataInfo, count: int, task: str) -> Batch:

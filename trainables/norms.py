@@ -39,36 +39,40 @@ class Sequence:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.sizes: list[int] = []
+        self.steps: list[tuple[int, SyncedBatchNorm | None]] = []
+        """Numbers that are summed; and in forward, the norm that they are the statistics of."""
         self.recording = False
         self._done = 0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Sequence:
         return self
 
-    def sum_(self, values: Tensor) -> None:
+    def sum_(self, values: Tensor, norm: SyncedBatchNorm | None = None) -> None:
         """Sum over the ranks, in place; while recording, only take note."""
         if self.recording:
-            self.sizes.append(values.numel())
+            self.steps.append((values.numel(), norm))
             return
         self._done += 1
         dist.all_reduce(values)
 
     def finish(self) -> None:
         """End a micro-batch: whatever of the sequence this rank did not come to, it joins with zeros."""
-        for size in self.sizes[self._done :]:
-            dist.all_reduce(torch.zeros(size, dtype=torch.float64, device=self.device))
+        for size, norm in self.steps[self._done :]:
+            values = torch.zeros(size, dtype=torch.float64, device=self.device)
+            dist.all_reduce(values)
+            if norm is not None:
+                norm.follow(values)
         self._done = 0
 
 
 class _Sum(torch.autograd.Function):
-    """Sum over the ranks; so is the gradient."""
+    """Sum the statistics of a norm over the ranks; so is their gradient."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, sequence: Sequence) -> Tensor:
-        ctx.sequence = sequence
+    def forward(ctx: Any, values: Tensor, norm: SyncedBatchNorm) -> Tensor:
+        ctx.sequence = norm.sequence
         total = values.clone()
-        sequence.sum_(total)
+        norm.sequence.sum_(total, norm)
         return total
 
     @staticmethod
@@ -96,14 +100,10 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
         count = x.numel() // x.shape[1]
         mean = x.mean(axes).double()
         square = x.var(axes, unbiased=False).double() + mean * mean
-        # sums of each rank's mean and squares: the differences are taken in float64, where they lose nothing
-        packed = torch.cat([count * mean, count * square, mean.new_tensor([float(count)])])
-        total = _Sum.apply(packed, self.sequence)
-        channels = x.shape[1]
-        samples = total[-1].detach().clamp(min=1)
-        mean = total[:channels] / samples
-        variance = (total[channels:-1] / samples - mean * mean).clamp(min=0)
-        self._follow(mean.detach(), variance.detach(), samples)
+        # sums of each rank's means and squares: their difference is taken in float64, where it loses nothing
+        total = _Sum.apply(torch.cat([count * mean, count * square, mean.new_tensor([float(count)])]), self)
+        self.follow(total.detach())
+        mean, variance, _ = _moments(total)
         scale = torch.rsqrt(variance + self.eps)
         weight = self.weight.double() if self.weight is not None else torch.ones_like(scale)
         bias = self.bias.double() if self.bias is not None else torch.zeros_like(scale)
@@ -113,16 +113,25 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
         return out
 
     @torch.no_grad()
-    def _follow(self, mean: Tensor, variance: Tensor, samples: Tensor) -> None:
+    def follow(self, total: Tensor) -> None:
         """Move the running statistics, as torch's batch norm does (with the unbiased variance)."""
-        if self.running_mean is None or self.running_var is None or self.sequence.recording:
+        if self.running_mean is None or self.running_var is None or self.sequence.recording or not total[-1]:
             return
         assert self.num_batches_tracked is not None
+        mean, variance, samples = _moments(total)
         self.num_batches_tracked.add_(1)
         momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         unbiased = variance * (samples / (samples - 1).clamp(min=1))
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
+
+
+def _moments(total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and variance per channel, and the number of samples, from the sums of means, squares and counts."""
+    channels = len(total) // 2
+    samples = total[-1].detach().clamp(min=1)
+    mean = total[:channels] / samples
+    return mean, (total[channels:-1] / samples - mean * mean).clamp(min=0), samples
 
 
 def norms_of(model: nn.Module) -> list[nn.Module]:

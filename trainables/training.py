@@ -254,13 +254,13 @@ def _synchronises(training: Training) -> bool:
 
 
 def _record_sequence(training: Training) -> None:
-    """Let each synchronised batch norm note its collectives, in a pass over made-up images that leaves no trace."""
+    """Let each synchronised batch norm note its collectives, in a pass over one made-up image that leaves no trace."""
     sequence, task, info = training.sequence, training.task, training.data.info
     assert sequence is not None
     training.keep_buffers()
     training.model.train()
     sequence.recording = True
-    made = task.prepare(sample_batch(info, 2, training.recipe.task), training.runtime.device, train=True)
+    made = task.prepare(sample_batch(info, 1, training.recipe.task), training.runtime.device, train=True)
     with training.precision.autocast():
         loss = task.loss(training.model, made)["loss"]
     loss.backward()

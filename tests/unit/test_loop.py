@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from tests import tiny
 from tests.ranks import run_ranks
-from tests.tiny import Recorder, recipe, run, toy
+from tests.tiny import RankRuntime, Recorder, recipe, run, toy
 from trainables import checkpoint
 from trainables.collectives import World
 from trainables.contracts import Batch
@@ -313,14 +313,6 @@ def test_a_finished_run_goes_on_when_it_gets_more_epochs(tmp_path: Path) -> None
 
 
 # ------------------------------------------------------------------------------------------- several ranks
-
-
-class RankRuntime(LocalRuntime):
-    """One of several ranks; each rank may be asked to stop on its own."""
-
-    def __init__(self, world: World, recorder: Recorder) -> None:
-        super().__init__(on_report=recorder, device=CPU)
-        self.rank, self.world_size = world.rank, world.size
 
 
 def train_rank(world: World, settings: dict[str, Any], data: dict[str, int], stop: list[int] | None) -> dict[str, Any]:

@@ -22,7 +22,7 @@ AUXILIARY_WEIGHT = 0.4
 class Classify:
     """The classification task. Raises ValueError for a metric that it does not produce."""
 
-    scores = CLASSIFICATION
+    scores: Mapping[str, Mode] = CLASSIFICATION
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
