@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import psutil
 import typer
@@ -104,6 +104,41 @@ def extend(
         from orchestrator import train as training
 
         _run(lambda: training.extend(run, tuple(overrides or ()), local=local, verbose=verbose, screen=screen), verbose)
+
+
+@app.command()
+def val(
+    target: Annotated[
+        str, typer.Argument(metavar="RUN|CHECKPOINT", help="Folder of a run, or RUN/checkpoints/best or last.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="split (val, test or train), weights (auto, ema or raw), data, format, batch, imgsz, metric, amp, "
+            "cache and its keys, scaling.*",
+        ),
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Evaluate a run's best checkpoint on its validation set, or on other data."""
+    from orchestrator.evaluating.screen import ValScreen
+
+    screen = ValScreen(verbose)
+    screen.waiting("checking the run and the data")
+    from orchestrator.evaluate import evaluate_run
+
+    sys.path.insert(0, "")  # models of the user's own lie in the current folder
+    own = {"split", "weights"}
+    given: dict[str, Any] = dict(o.split("=", 1) for o in overrides or () if o.partition("=")[0] in own and "=" in o)
+    others = [o for o in overrides or () if o.partition("=")[0] not in own or "=" not in o]
+    try:
+        evaluate_run(target, others, verbose=verbose, screen=screen, **given)
+    except RunError as error:
+        if verbose:
+            raise
+        typer.echo(f"orchestrator: {error}", err=True)
+        raise typer.Exit(1) from error
 
 
 @app.command()

@@ -11,7 +11,7 @@ from orchestrator.data.cache import Cache
 from orchestrator.launch import Placement
 from orchestrator.mailbox import start_mailbox
 from orchestrator.stop import Stop
-from orchestrator.worker import Job, run_loop, run_workers, set_threads
+from orchestrator.worker import Job, run_workers, set_threads
 from trainables.contracts import Metrics, State
 from trainables.local import LocalRuntime
 
@@ -35,7 +35,7 @@ def _run_here(job: Job, placement: Placement, cache: Cache, handle: Handle, stop
 
     threads = set_threads(1, placement.gpu)
     with LocalRuntime(job.run_folder / "checkpoints", on_report, job.restore, stop=stop.event) as runtime:
-        return run_loop(job, cache, runtime, threads).stopped_because
+        return job.run(cache, runtime, threads).stopped_because
 
 
 def _run_in_workers(job: Job, placement: Placement, handle: Handle, stop: Stop) -> str:

@@ -43,6 +43,10 @@ class Job:
     cpus: int
     """Of the whole cluster; they decode what no cache holds."""
 
+    def run(self, cache: Cache, runtime: Runtime, threads: int) -> Progress:
+        """What every rank does."""
+        return run_loop(self, cache, runtime, threads)
+
 
 class TrainRuntime:
     """The Runtime of a Ray Train worker. Rank 0 writes checkpoints and tells the driver; every rank tells Ray."""
@@ -141,7 +145,7 @@ def train_worker(settings: dict[str, Any]) -> None:
         threads = set_threads(context.get_local_world_size(), runtime.device.type == "cuda")
         try:
             with closing(job.cache.open()) as cache:
-                progress = run_loop(job, cache, runtime, threads)
+                progress = job.run(cache, runtime, threads)
         finally:
             job.cache.leave()
         outcome = {"stopped_because": progress.stopped_because}

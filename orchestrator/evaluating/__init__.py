@@ -1,0 +1,1 @@
+"""`orchestrator val`: the parts of it."""
