@@ -18,7 +18,7 @@ from trainables.collectives import World
 Body = Callable[..., Any]
 """Runs in each rank with its World and further arguments; returns JSON values."""
 
-_IMPORTED_ONCE = [__name__, "pytest", "torch._dynamo", "trainables.tasks.classify"]
+_IMPORTED_ONCE = [__name__, "pytest", "torch._dynamo", "trainables.tasks.classify", "torchmetrics.detection"]
 """By the server that the ranks are forked from: starting three takes 0.2 s then, and 5 s otherwise."""
 
 

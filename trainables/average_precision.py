@@ -45,6 +45,8 @@ _ALL_AREAS, _MOST, _IOU_50, _IOU_75 = 0, -1, 0, 5
 """Indices into COCO's arrays of precision (IoU, recall, class, area, detections) and recall (without recall)."""
 
 Array = np.ndarray[Any, np.dtype[Any]]
+RECALLS: Array = np.linspace(0, 1, 101)
+"""At which COCO takes the precision."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class AveragePrecision:
             | {f"{kinds[kind]}{k}": v for kind in kinds for k, v in curves[kind].figures(label).items()}
             for label, name in enumerate(self.classes)
         ]
-        recall: list[float] = np.linspace(0, 1, 101).round(2).tolist()
+        recall: list[float] = RECALLS.round(2).tolist()
         pr = {kind: [curves[kind].precision(label) for label in range(count)] for kind in kinds}
         examples = [self._example(image) for image in self._images[:EXAMPLES]]
         return {"classes": rows, "pr": {"recall": recall, **pr}, "examples": examples}
@@ -141,9 +143,13 @@ class AveragePrecision:
         types: tuple[Literal["bbox", "segm"], ...] = ("bbox", "segm") if self.masks else ("bbox",)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that compute comes without update
-            # each rank would else wait for the others to compute
             metric = MeanAveragePrecision(
-                iou_type=types, extended_summary=True, backend="faster_coco_eval", sync_on_compute=False
+                iou_type=types,
+                iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),  # its own are rounded to float32, unlike COCO's
+                rec_thresholds=RECALLS.tolist(),
+                extended_summary=True,
+                backend="faster_coco_eval",
+                sync_on_compute=False,  # the other ranks do not compute
             )
             self._fill(metric)
             results: dict[str, Any] = metric.compute()

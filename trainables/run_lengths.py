@@ -28,6 +28,7 @@ def encode(bits: np.ndarray[Any, Any], left: int, top: int, size: tuple[int, int
     joined = np.flatnonzero(at[1:-1:2] == at[2::2]) * 2 + 1  # a run that goes on in the next column
     at = np.delete(at, np.concatenate([joined, joined + 1]))
     counts = np.diff(at, prepend=0, append=height * width)
+    counts = counts[: len(counts) - (counts[-1] == 0)]  # the object ends with the image
     encoded = frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
     return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}
 
