@@ -186,10 +186,13 @@ class Run:
     def _finish(self, recorder: Recorder, cache: Cache, status: str, because: str) -> Result:
         """Write what a run leaves behind, also a failed one."""
         folder, tracker = recorder.folder, recorder.tracker
-        loader = Loader(cache, replace(self._view(), batch=max(recorder.config.batch, 1)))
         self.screen.waiting("writing plots and summary")
         if recorder.rows:
-            self._plot(recorder, loader, status != "failed")
+            try:
+                self._plot(recorder, cache, status != "failed")
+            except Exception as error:  # no picture is worth the end of a run
+                (folder.logs / "plots.log").write_text(traceback.format_exc())
+                self.screen.warn(f"the pictures could not be drawn: {describe(error)}; more in {folder.logs}")
         recorder.write_summary(status, because)
         tracker.log_artifacts(folder.path)
         tracker.finish(TRACKED_STATUS.get(status, "FINISHED"))
@@ -200,19 +203,14 @@ class Run:
             self.screen.note(f"\nTo continue it:\norchestrator resume {folder.path}")
         return Result(folder.path, summary)
 
-    def _plot(self, recorder: Recorder, loader: Loader, first_batch: bool) -> None:
-        folder, classes, details = recorder.folder, loader.info.classes, recorder.details
+    def _plot(self, recorder: Recorder, cache: Cache, first_batch: bool) -> None:
+        folder, classes, details = recorder.folder, recorder.info.classes, recorder.details
         report.plot_results(folder.results, folder.plots / "results.png", self.checked.metric, self.checked.mode)
         if details:
-            report.plot_confusion(details["confusion"], classes, folder.plots / "confusion_matrix.png")
-            counts = [sum(row) for row in details["confusion"]]
-            rows = [(name, n, details["class_accuracy"][name]) for name, n in zip(classes, counts, strict=True)]
-            folder.write_csv("per_class.csv", ("class", "samples", "accuracy"), rows)
-        if not first_batch:
-            return  # what failed may have been the data
-        batch = loader.first_batch()
-        images = batch.images.permute(0, 2, 3, 1).numpy()
-        report.plot_batch(images, [classes[label] for label in batch.labels.tolist()], folder.plots / "train_batch.png")
+            report.plot_details(details, classes, folder.path, report.pictures_of(cache))
+        if first_batch:  # else what failed may have been the data
+            loader = Loader(cache, replace(self._view(), batch=max(recorder.config.batch, 1)))
+            report.plot_train_batch(loader.first_batch(), classes, folder.plots / "train_batch.png")
 
 
 def _explain(error: Exception, folder: RunFolder) -> str:
