@@ -68,7 +68,7 @@ def preflight(config: Config) -> tuple[Checked | None, list[Problem]]:
     except ValueError as error:
         problems.append(Problem("metric", str(error)))
     try:
-        model = _check_model(config, len(manifest.classes) if manifest else 2, batch_sizes(imgsz, config.multi_scale))
+        model = _check_model(config, len(manifest.classes) if manifest else 2, imgsz)
     except ValueError as error:
         problems.append(Problem(_key_of(error, config), str(error)))
     except Exception as error:
@@ -112,8 +112,9 @@ def _check_objects(manifest: Manifest, train: Keys, task: str) -> None:
     keys = sample_keys(manifest.table["id"].to_pylist())
     objects = manifest.table["objects"].take(pa.array(np.flatnonzero(np.isin(keys, train)))).combine_chunks()
     found = pc.list_flatten(objects)
+    found = found.filter(pc.invert(found.field("crowd")))
     if not len(found):
-        raise ValueError("no training image has an object: there is nothing to learn from")
+        raise ValueError("no training image has an object (crowds do not count): there is nothing to learn from")
     if task == "segment" and found.field("mask").null_count == len(found):
         raise ValueError(
             "the objects have boxes but no masks, and task: segment learns from masks: set task to detect, or add masks"
@@ -124,11 +125,12 @@ def _default_imgsz(config: Config) -> int:
     return default_imgsz(config.model) if config.task == "classify" else default_detector_imgsz(config)
 
 
-def _check_model(config: Config, classes: int, sizes: range) -> tuple[int, Loaded | None]:
+def _check_model(config: Config, classes: int, imgsz: int) -> tuple[int, Loaded | None]:
     """The number of parameters of the model, and what would be loaded. Raises ValueError that says what to change."""
+    sizes = batch_sizes(imgsz, config.multi_scale)
     if config.task != "classify":
         return check_detector(config, classes, sizes)
-    return [check_classifier(config, classes, size) for size in sizes][-1]
+    return check_classifier(config, classes, imgsz, sizes)
 
 
 def _key_of(error: ValueError, recipe: Recipe) -> str:
@@ -147,6 +149,6 @@ def _absolute(config: Config) -> dict[str, str]:
         paths["data"] = str(Path(config.data).expanduser().absolute())
     if config.cache_dir and not config.cache_dir.startswith("~"):
         paths["cache_dir"] = str(Path(config.cache_dir).absolute())
-    if isinstance(config.pretrained, str):
+    if isinstance(config.pretrained, str) and "://" not in config.pretrained:
         paths["pretrained"] = str(Path(config.pretrained).expanduser().absolute())
     return paths

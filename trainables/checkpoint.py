@@ -41,7 +41,9 @@ class DamagedCheckpoint(ValueError):
 def capture(state: State) -> State:
     """A copy on the CPU that later training steps do not touch: contiguous, tied tensors once."""
     progress = json.loads(json.dumps(state.progress))  # lists that later steps add to are copied too
-    return State(_unique(state.model), _unique(state.optimizer), progress, state.best, _unique(state.ema))
+    return State(
+        _unique(state.model), _unique(state.optimizer), progress, state.best, _unique(state.ema), dict(state.metadata)
+    )
 
 
 def save(folder: Path, state: State) -> None:
@@ -50,10 +52,11 @@ def save(folder: Path, state: State) -> None:
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
-        save_file(state.model, draft / "model.safetensors")
+        metadata = (state.metadata,) if state.metadata else ()
+        save_file(state.model, draft / "model.safetensors", *metadata)
         save_file(state.optimizer, draft / "optimizer.safetensors")
         if state.ema:
-            save_file(state.ema, draft / "ema.safetensors")
+            save_file(state.ema, draft / "ema.safetensors", *metadata)
         progress = {"format_version": FORMAT_VERSION, **state.progress}
         (draft / "progress.json").write_text(json.dumps(progress, indent=1))
         manifest = {path.name: _digest(path) for path in sorted(draft.iterdir())}

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from trainables.collectives import World
+    from trainables.pixels import Normalization
 
 Mode = Literal["max", "min"]
 Metrics = dict[str, Any]
@@ -205,6 +206,9 @@ class Task(Protocol):
     scores: Mapping[str, Mode]
     """The names of all metrics that `metrics()` computes, and which way each is better."""
 
+    normalization: Normalization
+    """Of the pixels, as the model's weights expect it; known once the model is built."""
+
     def build_model(self, info: DataInfo) -> nn.Module:
         """A new model for the data's classes; initialised from the current torch RNG."""
 
@@ -226,6 +230,7 @@ class State:
 
     progress: JSON values: epoch, samples consumed of it, running sums, early stopping, best so far.
     ema: the moving average of the weights, with the model's names; empty where there is none.
+    metadata: texts that are kept in the files of the weights: "normalization", as JSON.
     """
 
     model: dict[str, Tensor]
@@ -233,6 +238,7 @@ class State:
     progress: dict[str, Any]
     best: bool = field(default=False)
     ema: dict[str, Tensor] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
 
 
 class Runtime(Protocol):

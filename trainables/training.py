@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from dataclasses import asdict, dataclass, field
@@ -156,7 +157,8 @@ class Training:
         self.progress.seconds, self.progress.scaler = self.seconds, scaler_state(self.scaler)
         tensors = checkpoint.optimizer_tensors(self.optimizer, self.model)
         ema = self.ema.tensors() if self.ema else {}
-        return State(self.model.state_dict(), tensors, asdict(self.progress), best, ema)
+        metadata = {"normalization": json.dumps(asdict(self.task.normalization))}
+        return State(self.model.state_dict(), tensors, asdict(self.progress), best, ema, metadata)
 
     def tell(self, kind: str, text: str, **numbers: Any) -> None:
         """Report something that happened, for the screen and the summary."""

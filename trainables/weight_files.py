@@ -173,7 +173,11 @@ def _bucket(scheme: str, bucket: str) -> Any:
     import pyarrow.fs
 
     if scheme == "s3":
-        return pyarrow.fs.FileSystem.from_uri(f"s3://{bucket}")[0]
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        if not region:  # endpoints of one's own have none
+            region = "us-east-1" if endpoint else pyarrow.fs.resolve_s3_region(bucket)
+        return pyarrow.fs.S3FileSystem(region=region, endpoint_override=endpoint, request_timeout=SECONDS)
     at = os.environ.get("STORAGE_EMULATOR_HOST", "").partition("://")
     options: dict[str, Any] = {"scheme": at[0], "endpoint_override": at[2], "anonymous": True} if at[1] else {}
     return pyarrow.fs.GcsFileSystem(retry_time_limit=timedelta(seconds=SECONDS), **options)

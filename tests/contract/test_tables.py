@@ -79,7 +79,7 @@ def test_an_optimizers_state_can_be_saved_by_name(name: str) -> None:
 # ---------------------------------------------------------------------------------------------- schedules
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", sorted(set(SCHEDULES) - {"one_cycle"}))
 def test_a_schedule_falls_from_the_first_rate_to_the_last(name: str) -> None:
     rates = [lr_factor(name, step, total=50, warmup=0, lrf=0.2) for step in range(50)]
     assert rates[0] == 1

@@ -3,6 +3,7 @@ from __future__ import annotations
 import sys
 import types
 import urllib.error
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from trainables.models import (
     check_classifier,
     default_imgsz,
     model_names,
+    torchvision_weights,
 )
 from trainables.pixels import Normalization
 
@@ -169,6 +171,14 @@ def test_a_function_that_makes_no_classifier_is_refused(
         check_classifier(recipe(model=own(builder, monkeypatch)), 5, 8)
 
 
+def test_a_model_for_one_size_is_not_rebuilt_for_those_of_multi_scale() -> None:
+    made = recipe(model="vit_b_32")
+    assert check_classifier(made, 5, 96, [96])[0] == check_classifier(made, 5, 96)[0]
+    with pytest.raises(ValueError, match=r"^model vit_b_32 does not take images of imgsz=64: "):
+        check_classifier(made, 5, 96, [64, 96])
+    check_classifier(recipe(model="squeezenet1_1"), 5, 96, [64, 96, 128])
+
+
 # ---------------------------------------------------------------------------------------- published weights
 
 
@@ -209,9 +219,111 @@ def test_ones_own_model_has_no_published_weights() -> None:
         check_classifier(recipe(model=TINY, pretrained=True), 5, 8)
 
 
+def test_a_detectors_published_weights_name_what_it_normalises_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "ssdlite320_mobilenet_v3_large"
+    state = {key: torch.zeros(1) for key in ("a", "b")}
+    detector = types.SimpleNamespace(
+        transform=types.SimpleNamespace(image_mean=[0.5, 0.5, 0.5], image_std=[0.4, 0.5, 0.6]), state_dict=lambda: state
+    )
+    monkeypatch.setattr(torchvision_models, "get_model", lambda *_, **__: detector)
+    assert torchvision_weights(name) == (state, Normalization((0.5, 0.5, 0.5), (0.4, 0.5, 0.6)))
+
+
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
 def test_inputs_are_transformed_as_the_published_weights_expect(name: str) -> None:
     """torchvision switches this on where it loads the weights itself."""
     with NoMemory():
         model, _ = build_classifier(recipe(model=name), 5, 299)
     assert getattr(model, "transform_input") is True  # noqa: B009 (untyped)
+
+
+# ------------------------------------------------------------------------------------------------------ timm
+
+
+@pytest.fixture
+def timm() -> Any:
+    return pytest.importorskip("timm")
+
+
+def test_timms_classifiers_are_built_for_their_classes_and_size(timm: Any) -> None:
+    model, normalization = build_classifier(recipe(model="timm/test_convnext", freeze=1), 5, 64)
+    parameters, loaded = check_classifier(recipe(model="timm/test_convnext", freeze=1), 5, 64)
+    assert (parameters, loaded) == (sum(p.numel() for p in model.parameters()), None)
+    assert normalization == Normalization()
+    assert {n.split(".")[0] for n, p in model.named_parameters() if not p.requires_grad} == {"stem"}
+    model.requires_grad_()
+    trains(model, 5, 64)
+
+
+def test_timms_models_for_one_size_are_built_for_imgsz(timm: Any) -> None:
+    model, _ = build_classifier(recipe(model="timm/test_vit"), 5, 64)
+    trains(model, 5, 64)
+    with pytest.raises(ValueError, match=r"model timm/test_vit .*imgsz=100: "):
+        check_classifier(recipe(model="timm/test_vit"), 5, 100)
+
+
+@pytest.mark.parametrize(
+    ("name", "imgsz"), [("resnet18", 224), ("test_vit", 160), ("resnet18.a3_in1k", 160), ("no_such_model", 224)]
+)
+def test_timms_default_size_is_that_of_its_weights(timm: Any, name: str, imgsz: int) -> None:
+    assert default_imgsz(f"timm/{name}") == imgsz
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet81", r"unknown model 'timm/resnet81': did you mean resnet"),
+        ("resnet18.a1_in2k", r"published weights of resnet18: did you mean a1_in1k"),
+        ("", r"unknown model 'timm/'"),
+        ("hf-hub:someone/model", r"unknown model 'timm/hf-hub:someone/model'"),
+    ],
+)
+def test_an_unknown_name_of_timm_answers_with_the_nearest(timm: Any, name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_classifier(recipe(model=f"timm/{name}"), 5, 64)
+
+
+def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ValueError, match=r"pip install 'orchestrator\[timm\]'"):
+        check_classifier(recipe(model="timm/resnet18"), 5, 64)
+    assert default_imgsz("timm/resnet18") == 224
+
+
+@pytest.fixture
+def timms_weights(timm: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
+    """What timm "downloads": those of test_vit, whose positions are for images of 160."""
+    torch.manual_seed(0)
+    state: dict[str, Tensor] = timm.create_model("test_vit").state_dict()
+    loader = sys.modules[timm.create_model.__module__.replace("_factory", "_builder")]
+    monkeypatch.setattr(loader, "load_state_dict_from_hf", lambda *_, **__: dict(state))
+    return state
+
+
+def test_timms_published_weights_are_loaded_with_their_normalisation(timms_weights: dict[str, Tensor]) -> None:
+    made = recipe(model="timm/test_vit", pretrained=True)
+    _, loaded = check_classifier(made, 5, 64)
+    assert loaded is not None
+    assert (loaded.source, loaded.resized, loaded.missing) == ("timm", ["head.weight", "head.bias"], [])
+    model, normalization = build_classifier(made, 5, 64)
+    assert normalization == Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert torch.equal(model.state_dict()["blocks.0.attn.qkv.weight"], timms_weights["blocks.0.attn.qkv.weight"])
+    assert model.state_dict()["pos_embed"].shape != timms_weights["pos_embed"].shape, "resampled by timm"
+
+
+def test_without_network_the_place_of_timms_weights_is_named(timm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no route to host")
+
+    loader = sys.modules[timm.create_model.__module__.replace("_factory", "_builder")]
+    monkeypatch.setattr(loader, "load_state_dict_from_hf", offline)
+    message = r"pretrained: true needs https://huggingface\.co/timm/resnet18\S*, .*no route to host.*set pretrained to"
+    with pytest.raises(ValueError, match=message):
+        check_classifier(recipe(model="timm/resnet18", pretrained=True), 5, 64)
+
+
+def test_a_file_of_weights_loads_into_a_model_of_timm(tmp_path: Path, timms_weights: dict[str, Tensor]) -> None:
+    torch.save({"state_dict": timms_weights}, tmp_path / "w.pth")
+    _, loaded = check_classifier(recipe(model="timm/test_vit", pretrained=str(tmp_path / "w.pth")), 5, 64)
+    assert loaded is not None
+    assert (loaded.resampled, loaded.resized) == (["pos_embed"], ["head.weight", "head.bias"])

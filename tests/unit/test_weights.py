@@ -14,9 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pyarrow.fs
 import pytest
 import torch
+from moto.server import ThreadedMotoServer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision import models as torchvision_models
@@ -229,6 +231,19 @@ def test_the_normalisation_in_the_metadata_is_taken(tmp_path: Path) -> None:
         {"normalization": json.dumps(stored | {"std": [0]})},
     ):
         assert built(other) == Normalization()
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_run_hands_its_normalisation_on(tmp_path: Path, ema: float) -> None:
+    """From a file that has one through a run to the next, whichever of its files that begins with."""
+    expected = Normalization((0.5, 0.4, 0.3), (0.2, 0.1, 0.3))
+    stored = {"normalization": json.dumps({"mean": expected.mean, "std": expected.std})}
+    save_file(tiny.conv(3).state_dict(), tmp_path / "w.safetensors", stored)
+    first = recipe(model=CONV, pretrained=str(tmp_path / "w.safetensors"), epochs=1, ema=ema)
+    tiny.run(first, tiny.toy(), tmp_path / "run")
+    files = list((tmp_path / "run" / "last").glob("*.safetensors"))
+    for source in (tmp_path / "run" / "last", *(file for file in files if file.stem != "optimizer")):
+        assert build_classifier(recipe(model=CONV, pretrained=str(source)), 3, 8)[1] == expected
 
 
 # ------------------------------------------------------------------------------------------------ matching
@@ -502,6 +517,30 @@ def test_weights_are_read_from_a_bucket(bucket: Path, weights: dict[str, Tensor]
     assert equal(check_and_build(f"{scheme}://bucket/best/")[1], weights)
     with pytest.raises(ValueError, match=rf"pretrained: there is no file {scheme}://bucket/absent\.pt"):
         read_weights(f"{scheme}://bucket/absent.pt")
+
+
+def test_s3_is_asked_at_the_endpoint_of_the_environment(
+    tmp_path: Path, weights: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """moto stands in for S3 on loopback."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        endpoint = "http://{}:{}".format(*server.get_host_and_port())
+        for name in list(os.environ):
+            if name.startswith("AWS_"):
+                monkeypatch.delenv(name)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
+        client.create_bucket(Bucket="models")
+        client.put_object(Bucket="models", Key="some/w.pt", Body=content_of(weights))
+        assert equal(check_and_build("s3://models/some/w.pt")[1], weights)
+        with pytest.raises(ValueError, match=r"there is no file s3://models/some/x\.pt"):
+            read_weights("s3://models/some/x.pt")
+    finally:
+        server.stop()
 
 
 def test_a_bucket_that_cannot_be_read_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,12 +32,13 @@ class Classify:
         self.mode: Mode = CLASSIFICATION[self.primary]
         self.classes: tuple[str, ...] = ()
         self.device = torch.device("cpu")
-        self._normalize = Normalize(Normalization())
+        self.normalization = Normalization()
+        self._normalize = Normalize(self.normalization)
 
     def build_model(self, info: DataInfo) -> nn.Module:
         self.classes = info.classes
-        model, normalization = build_classifier(self.recipe, len(info.classes), info.imgsz)
-        self._normalize = Normalize(normalization)
+        model, self.normalization = build_classifier(self.recipe, len(info.classes), info.imgsz)
+        self._normalize = Normalize(self.normalization)
         return model
 
     def prepare(self, batch: Batch, device: torch.device, train: bool) -> Batch:

@@ -50,13 +50,15 @@ class Detect:
             raise ValueError(f"unknown metric {self.primary!r}: {did_you_mean(self.primary, self.scores)}")
         self.mode: Mode = self.scores[self.primary]
         self.classes: tuple[str, ...] = ()
-        self._normalize = Normalize(Normalization())
+        self.normalization = Normalization()
+        self._normalize = Normalize(self.normalization)
         self._first_label, self._box_masks = 1, True
 
     def build_model(self, info: DataInfo) -> nn.Module:
         self.classes = info.classes
         built = build_detector(self.recipe, len(info.classes))
-        self._normalize = Normalize(built.normalization)
+        self.normalization = built.normalization
+        self._normalize = Normalize(self.normalization)
         self._first_label, self._box_masks = built.first_label, built.box_masks
         return built.model
 
