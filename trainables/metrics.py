@@ -31,8 +31,8 @@ class ClassificationMetric:
         cells = labels * count + best[:, 0]
         self.confusion += torch.bincount(cells, minlength=count * count)
         top5 = (best == labels[:, None]).any(1).sum()
-        loss = functional.cross_entropy(logits, labels, reduction="sum")
-        self.sums += torch.stack([top5.double(), loss.double()])
+        loss = functional.cross_entropy(logits, labels, reduction="none").double().sum()
+        self.sums += torch.stack([top5.double(), loss])
 
     def reduce(self, world: World) -> None:
         world.sum_(self.confusion)

@@ -51,11 +51,11 @@ def choose_subject(config: Config, split: str, own: bool, classes: tuple[str, ..
         else:
             ids = whole.table["id"].filter(pc.equal(whole.table["split"], split))
             keys = sample_keys(ids.to_pylist())
+        indices = _indices(whole.classes, classes) if len(whole) else None
         if not len(keys):
-            raise ValueError(f"it has no {split} images; {_splits(config)}")
+            raise ValueError(f"it has no {split} images; {_splits(config, own)}")
         used = whole.take(np.flatnonzero(np.isin(sample_keys(whole.table["id"].to_pylist()), keys)))
         _check_labels(used, config.task, split)
-        indices = _indices(whole.classes, classes)
     except (ValueError, OSError) as error:
         raise ConfigError(f"data = {config.data}: {error}") from error
     except Exception as error:
@@ -66,11 +66,13 @@ def choose_subject(config: Config, split: str, own: bool, classes: tuple[str, ..
     return Subject(whole, used, keys, indices, absent)
 
 
-def _splits(config: Config) -> str:
-    """Which splits there are, in words."""
+def _splits(config: Config, own: bool) -> str:
+    """Which splits there are, in words; of the run's own data, validation may be a part of what is for training."""
     table = read_manifest(config.data, config.format, SPLITS).table
     counts = {item["values"]: item["counts"] for item in pc.value_counts(table["split"]).to_pylist()}
     there = [f"split={name} ({counts[name]:,} images)" for name in SPLITS if counts.get(name)]
+    if own and counts.get("train") and not counts.get("val"):
+        there.append("split=val (the part of train that the run held back)")
     return f"there are {', '.join(there)}" if there else "it has no images at all"
 
 
