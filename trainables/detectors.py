@@ -9,6 +9,7 @@ labels, scores (and masks). Images come as one batch (n, 3, imgsz, imgsz), norma
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -143,7 +144,8 @@ def start_from(built: Built, entry: Detector | None, recipe: Recipe) -> Built:
     """Load and freeze what the recipe says. A model without memory is only checked."""
     model = built.model
     published = partial(_fetch, entry.published, built.normalization) if entry else None
-    loaded, normalization = load_pretrained(model, recipe, published, built.normalization)
+    rename = partial(_name_of_today, frozenset(model.state_dict()))
+    loaded, normalization = load_pretrained(model, recipe, published, built.normalization, rename)
     if entry and entry.exact_norms and recipe.pretrained is True:
         for norm in _backbone_norms(model).values():
             norm.eps = 0.0
@@ -164,6 +166,24 @@ def _fetch(name: str, normalization: Normalization) -> tuple[dict[str, Tensor], 
             f"pretrained: true needs {weights.url}, which cannot be downloaded ({error}); "
             "set pretrained to a file that you have, or to false"
         ) from error
+
+
+_OLD_NAMES: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
+    (r"(.*fpn\.(?:inner|layer)_blocks\.\d+)\.(\w+)", lambda m: f"{m[1]}.0.{m[2]}"),
+    (r"(.*rpn\.head\.conv)\.(\w+)", lambda m: f"{m[1]}.0.0.{m[2]}"),
+    (r"(.*head\.\w+_head\.conv)\.(\d+)\.(\w+)", lambda m: f"{m[1]}.{int(m[2]) // 2}.0.{m[3]}"),
+    (r"(.*mask_head)\.mask_fcn(\d+)\.(\w+)", lambda m: f"{m[1]}.{int(m[2]) - 1}.0.{m[3]}"),
+)
+"""What layers were called before torchvision 0.13, when most of its published files were made."""
+
+
+def _name_of_today(own: frozenset[str], name: str) -> str:
+    """The model's name for a tensor of a file that may be old; `own` are the names of the model's state."""
+    if name not in own:
+        for pattern, new in _OLD_NAMES:
+            if (match := re.fullmatch(pattern, name)) and new(match) in own:
+                return new(match)
+    return name
 
 
 def _backbone_norms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:

@@ -63,7 +63,11 @@ class Loaded:
 
 
 def load_pretrained(
-    model: nn.Module, recipe: Recipe, published: Published | None, default: Normalization | None = None
+    model: nn.Module,
+    recipe: Recipe,
+    published: Published | None,
+    default: Normalization | None = None,
+    rename: Callable[[str], str] = str,
 ) -> tuple[Loaded | None, Normalization]:
     """Put the weights that ``pretrained`` asks for into the model, and say what became of them.
 
@@ -71,6 +75,7 @@ def load_pretrained(
     published: fetches what ``pretrained: true`` stands for; None: the model has no published weights.
     default: the normalisation of a model from scratch, and of a file of its own that names none; ImageNet's if None,
     and for a classifier's file in a detector's backbone.
+    rename: the model's name for a tensor that older files call otherwise.
 
     Returns the report (None for ``pretrained: false``) and the normalisation that the weights expect. Raises
     ValueError, which begins with "pretrained" or "model".
@@ -87,7 +92,7 @@ def load_pretrained(
         source = str(recipe.pretrained)
         file = read_file(source)
         weights, stored = file.tensors, stored_normalization(file.metadata)
-    loaded, tensors = match(model, weights, source, recipe.model)
+    loaded, tensors = match(model, {rename(key): tensor for key, tensor in weights.items()}, source, recipe.model)
     normalization = stored or (Normalization() if loaded.prefix else default or Normalization())
     with torch.no_grad():
         for name, tensor in model.state_dict(keep_vars=True).items():
