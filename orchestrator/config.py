@@ -127,6 +127,11 @@ class Config(Recipe):
         False,
         description="Each worker writes the ids and pixel hashes of what it received to logs/samples-RANK.jsonl.",
     )
+    profile: Bool = Field(
+        False,
+        description="Trace a few training steps with torch.profiler: logs/profile.json (for ui.perfetto.dev) and "
+        "logs/profile.txt.",
+    )
     scaling: Scaling = Field(Scaling(), description="Where the training runs.")
     tracking: Tracking = Field(Tracking(), description="Where the numbers go.")
 
