@@ -173,7 +173,6 @@ def test_a_function_that_makes_no_classifier_is_refused(
 
 def test_a_model_for_one_size_is_not_rebuilt_for_those_of_multi_scale() -> None:
     made = recipe(model="vit_b_32")
-    assert check_classifier(made, 5, 96, [96])[0] == check_classifier(made, 5, 96)[0]
     with pytest.raises(ValueError, match=r"^model vit_b_32 does not take images of imgsz=64: "):
         check_classifier(made, 5, 96, [64, 96])
     check_classifier(recipe(model="squeezenet1_1"), 5, 96, [64, 96, 128])
