@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import socket
-import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -168,14 +167,14 @@ class _Bench:
         recipe = (
             self.recipe.model_copy(update={"amp": False}) if auto and self.world.device.type == "cpu" else self.recipe
         )
-        return [self.agree(self.measure(self.plain(size, recipe), steps=1)) for size in (1, 2)]
+        return [self.agree(self.measure(self.plain(size, recipe), steps=2)) for size in (1, 2)]
 
     def measure(self, trial: _Trial, steps: int = TIMED_STEPS) -> Row:
         """Seconds per step and peak bytes of this rank; None where it does not fit."""
         row = trial.row()
         try:
             with Peak(self.world.device, self.base) as peak:
-                seconds = statistics.median(self._steps(trial, steps))
+                seconds = min(self._steps(trial, steps))
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -224,23 +223,29 @@ class _Bench:
 
 
 def _settle_precision(bench: _Bench, recipe: Recipe, first: list[Row], table: list[Row]) -> Recipe:
-    """On a CPU: precision and memory format by measurement, where that is asked for and pays."""
-    per_image = first[-1]["seconds"] / 2 if first[-1]["seconds"] else 0.0
-    work = per_image * bench.info.train * recipe.total_epochs / bench.world.size
-    pays = recipe.amp is True or (recipe.amp == "auto" and work > LONG_SECONDS)
-    precisions = [False, "bf16"] if pays else [recipe.amp]
-    formats = (
-        [True, False] if recipe.channels_last == "auto" and (pays or work > LONG_SECONDS) else [recipe.channels_last]
-    )
+    """On a CPU: precision and memory format by measurement, where that is asked for or the run is long."""
+    size = _most_that_fits(bench, first, min(TRIAL_IMAGES, _share(recipe, bench)))
+    plain = recipe.model_copy(update={"amp": False}) if recipe.amp in (True, "auto") else recipe
+    is_long = _is_long(recipe, bench, first[-1])
+    if is_long:  # two images take longer, each, than they do among more
+        is_long = _is_long(recipe, bench, bench.agree(bench.measure(bench.plain(size, plain))))
+    precisions = [False, "bf16"] if recipe.amp is True or (recipe.amp == "auto" and is_long) else [recipe.amp]
+    measured = recipe.channels_last == "auto" and (is_long or len(precisions) > 1)
+    formats = [True, False] if measured else [recipe.channels_last]
     if len(precisions) * len(formats) == 1:
         return recipe
-    size = _most_that_fits(bench, first, min(TRIAL_IMAGES, _share(recipe, bench)))
     choices = [recipe.model_copy(update={"amp": a, "channels_last": c}) for a in precisions for c in formats]
     rows = [bench.agree(bench.measure(bench.plain(size, choice))) for choice in choices]
     table += rows
     rates = [row["images_per_second"] or 0.0 for row in rows]
     best = next(i for i, rate in enumerate(rates) if rate >= max(rates) * (1 - SAME))
     return choices[best]
+
+
+def _is_long(recipe: Recipe, bench: _Bench, row: Row) -> bool:
+    """Whether the run takes longer than LONG_SECONDS, at this row's throughput."""
+    rate = row["images_per_second"]
+    return rate is not None and bench.info.train * recipe.total_epochs / rate > LONG_SECONDS
 
 
 def _settle_batch(bench: _Bench, recipe: Recipe, table: list[Row]) -> Recipe:

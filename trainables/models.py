@@ -140,8 +140,16 @@ def _builder(name: str, imgsz: int) -> tuple[Callable[..., Any], dict[str, Any]]
     if timm_models.is_timm(name):
         return timm_models.builder(name, imgsz), {}
     table = {known: partial(torchvision_models.get_model, known, weights=None) for known in model_names()}
+    _refuse_detectors(name)
     options = _BUILDER_OPTIONS[name](imgsz) if name in _BUILDER_OPTIONS else {}
     return lookup(table, name, "model"), options
+
+
+def _refuse_detectors(name: str) -> None:
+    from trainables.detectors import DETECTORS  # which builds on this module
+
+    if name in DETECTORS:
+        raise ValueError(f"model {name} is for task: {DETECTORS[name].task}, and the task here is classify: set task")
 
 
 def _published(recipe: Recipe, imgsz: int) -> Published | None:

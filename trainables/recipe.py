@@ -224,13 +224,13 @@ class Recipe(Settings):
             raise ValueError("must be a number of bytes, or a text like 500MB or 6GB")
         return value
 
-    @model_validator(mode="after")
-    def _patience_needs_validation(self) -> Recipe:
-        if self.patience and not self.val_interval:
-            raise ValueError(
-                f"patience = {self.patience} needs validation: set val_interval to 1 or more, or patience to 0"
-            )
-        return self
+    @field_validator("val_interval")
+    @classmethod
+    def _val_interval(cls, value: int, info: ValidationInfo) -> int:
+        patience = info.data.get("patience", 0)
+        if patience and not value:
+            raise ValueError(f"patience = {patience} needs validation: set val_interval to 1 or more, or patience to 0")
+        return value
 
     @property
     def total_epochs(self) -> int:

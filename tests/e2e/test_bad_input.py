@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from orchestrator import cli
 from orchestrator.launch import cpu_count
@@ -22,6 +24,9 @@ from tests.e2e.shell import Finished, Shell
 from tests.layouts import yolo
 
 GOOD = "data: colours\nmodel: resnet18\nimgsz: 32\nepochs: 1\n"
+
+
+BOXES = "data: boxes\ntask: detect\nimgsz: 64\n"
 
 
 @dataclass(frozen=True)
@@ -79,9 +84,6 @@ CASES = {
     ),
     "workers in one process": Bad(GOOD, ("scaling.workers = 2", "--local"), ("scaling.workers=2", "--local")),
     # not available yet
-    "detection": bad("task: detect", "task = detect", "not available yet"),
-    "epochs auto": Bad("data: colours\nepochs: auto\n", ("bad.yaml:2", "epochs = auto", "not available yet")),
-    "batch -1": bad("batch: -1", "batch = -1", "not available yet"),
     "elastic workers": bad("scaling: {workers: [1, 4]}", "scaling.workers", "not available yet"),
     "storage in the cloud": bad("storage: s3://bucket/runs", "storage", "not available yet"),
     # how the data are read and kept
@@ -106,6 +108,27 @@ CASES = {
     ),
     "unknown metric": bad("metric: mAP", "metric", "'mAP'", "top1"),
     "metric with a typo": bad("metric: top_1", "'top_1'", "did you mean top1"),
+    "masks of boxes": Bad(BOXES.replace("boxes", "plain").replace("detect", "segment"), ("bad.yaml:1", "no masks", "set task to detect")),
+    "boxes of classes": Bad(
+        BOXES.replace("data: boxes", "data: colours"), ("bad.yaml:1", "no boxes", "task: classify")
+    ),
+    "classifier as a detector": Bad(BOXES + "model: resnet18\n", ("bad.yaml:4", "resnet18", "classify")),
+    "detector as a classifier": Bad("data: colours\nmodel: fcos_resnet50_fpn\n", ("bad.yaml:2", "fcos", "detect")),
+    "metric of another task": Bad(BOXES + "metric: top1\n", ("bad.yaml:4", "'top1'", "map")),
+    "frozen pattern that nothing has": bad("freeze: [layer9.*]", "freeze", "layer9.*", "layer4"),
+    "more stages than there are": bad("freeze: 99", "freeze", "99", "5"),
+    "nothing left to train": bad("freeze: ['*']", "freeze"),
+    "weights of another architecture": bad(
+        "pretrained: other.safetensors", "pretrained", "other.safetensors", "resnet18"
+    ),
+    "timm's unknown model": Bad("data: colours\nmodel: timm/resnet81\n", ("bad.yaml:2", "resnet81", "did you mean")),
+    "batch below the workers": Bad(
+        "data: colours\nbatch: 1\nscaling: {workers: 2}\nimgsz: 32\n", ("batch = 1 is global", "set batch to 2 or more")
+    ),
+    "patience without validation": bad("val_interval: 0", "patience = 50", "set val_interval to 1 or more"),
+    "negative lrf": bad("lrf: -0.1", "lrf = -0.1", "greater than or equal to 0"),
+    "unknown schedule": bad("schedule: cosin", "schedule = cosin", "did you mean 'cosine'"),
+    "memory without a number": bad("memory: much", "memory = much", "6GB"),
     "no such weights": bad("pretrained: weights.pth", "there is no file weights.pth"),
     "weights that are none": bad("pretrained: text.txt", "text.txt", "not a readable file of weights"),
     # the data
@@ -149,6 +172,9 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "reader.py").write_text("def fails(location):\n    return {}['missing']\n")
     yolo(folder / "boxes")
     yolo(folder / "beyond")
+    yolo(folder / "plain")
+    for labels in (folder / "plain" / "labels").rglob("*.txt"):
+        labels.write_text("0 0.5 0.5 0.2 0.2\n")
     (folder / "beyond" / "labels" / "train" / "0.txt").write_text("7 0.5 0.5 0.2 0.2")
     write_colours(folder / "single", {"train": (3, 0, 0)})
     write_colours(folder / "gap", {"train": (3, 3, 0)})
@@ -157,6 +183,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / made).mkdir(parents=True)
     shutil.copy(folder / "colours" / "val" / "blue" / "0.png", folder / "surplus" / "val" / "yellow")
     (folder / "text.txt").write_text("not a folder, nor weights")
+    save_file({f"encoder.block{i}.weight": torch.zeros(7, 3) for i in range(9)}, folder / "other.safetensors")
     (folder / "derived.yaml").write_text("base: good.yaml\n")
     (folder / "good.yaml").write_text(GOOD)
     (folder / "wrong.yaml").write_text("data: colours\nlr: -1\n")
