@@ -98,9 +98,9 @@ class TrainRuntime:
                 self._courier.close()
 
     def _is_due(self, metrics: Metrics) -> bool:
-        """Progress is for the eye: at most a few times a second. Facts and first steps always pass."""
+        """Progress is for the eye: at most a few times a second. Facts, events and first steps always pass."""
         now = time.monotonic()
-        if metrics.get("step", 1) > 1 and now - self._last_progress < PULSE_SECONDS:
+        if "steps" in metrics and metrics["step"] > 1 and now - self._last_progress < PULSE_SECONDS:
             return False
         self._last_progress = now
         return True
