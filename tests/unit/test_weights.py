@@ -356,6 +356,14 @@ def test_weights_of_another_architecture_are_refused(model: str, file: str) -> N
         match(without_memory(model), weights, "weights.pt", model)
 
 
+def test_a_head_alone_is_not_enough() -> None:
+    model = nn.ModuleDict({"body": nn.Linear(3, 4), "fc": nn.Linear(4, 2)})
+    with pytest.raises(ValueError, match="no tensor of file but its head fits model"):
+        match(model, {"fc.weight": torch.ones(2, 4), "fc.bias": torch.ones(2), "x": torch.ones(1)}, "file", "model")
+    only = nn.ModuleDict({"fc": nn.Linear(4, 2)})
+    assert match(only, {"fc.weight": torch.ones(2, 4)}, "file", "model")[0].loaded == ["fc.weight"]
+
+
 def test_counters_alone_are_no_weights() -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Linear(3, 2))
     with pytest.raises(ValueError, match="no tensor of file fits"):
