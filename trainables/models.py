@@ -116,9 +116,6 @@ class NoMemory(TorchFunctionMode):
         return func(*args, **options)
 
 
-_NoMemory = NoMemory
-
-
 def _build(name: str, classes: int, imgsz: int) -> nn.Module:
     builder, options = _builder(name, imgsz)
     options["num_classes"] = classes
