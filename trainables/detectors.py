@@ -45,6 +45,7 @@ class Detector:
     frozen_norms: whether the batch norms of a backbone with pretrained weights stay as they are (torchvision's rule).
     published: torchvision's model whose weights fit.
     exact_norms: whether the published weights were trained with batch norms without epsilon.
+    raw_pixels: whether they take pixels of 0 to 255, which would start a training from scratch with a loss of hundreds.
     """
 
     task: str
@@ -54,6 +55,7 @@ class Detector:
     frozen_norms: bool = True
     published: str = ""
     exact_norms: bool = False
+    raw_pixels: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def _torchvision(name: str, imgsz: int, **options: Any) -> Detector:
 
 DETECTORS: dict[str, Detector] = {
     "ssdlite320_mobilenet_v3_large": _torchvision("ssdlite320_mobilenet_v3_large", 320, frozen_norms=False),
-    "ssd300_vgg16": _torchvision("ssd300_vgg16", 300),
+    "ssd300_vgg16": _torchvision("ssd300_vgg16", 300, raw_pixels=True),
     "fcos_resnet50_fpn": _torchvision("fcos_resnet50_fpn", 640, background=False),
     "retinanet_resnet50_fpn": _torchvision("retinanet_resnet50_fpn", 640, background=False, exact_norms=True),
     "retinanet_resnet50_fpn_v2": _torchvision("retinanet_resnet50_fpn_v2", 640, background=False, frozen_norms=False),
@@ -137,6 +139,8 @@ def assemble(entry: Detector | None, recipe: Recipe, classes: int) -> Built:
         limit_detections(model, MAX_DETECTIONS)
         if isinstance(model, FCOS):
             model.score_thresh = FCOS_SCORE
+        if entry.raw_pixels and recipe.pretrained is False:
+            normalization = Normalization()
     return Built(model, normalization, first_label, box_masks=True)
 
 
