@@ -12,7 +12,7 @@ THIS := $(shell $(or $(PYTHON),false) -c '$(PROBE)')
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-full check bench bench-data docs lock clean
+.PHONY: help quickstart test test-full test-gpu check bench bench-data bench-gpu docs lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ test: $(READY) ## Run the tests, but not the slow ones
 test-full: $(READY) ## Run all tests
 	$(BIN)/pytest
 
+test-gpu: $(READY) ## Run the tests that need a CUDA GPU
+	$(BIN)/pytest tests/gpu
+
 check: $(READY) ## Check format, style and types
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
@@ -68,6 +71,9 @@ bench: $(READY) ## Run every benchmark
 
 bench-data: $(READY) ## Run the benchmarks of the data plane
 	$(call RUN_EACH,benchmarks/data_*.py benchmarks/decode.py)
+
+bench-gpu: $(READY) ## Run the benchmark that needs a CUDA GPU
+	$(call RUN_EACH,benchmarks/gpu_step.py)
 
 docs: $(READY) ## Write docs/config.md from the configuration schema
 	$(BIN)/orchestrator schema --markdown > docs/config.md.new

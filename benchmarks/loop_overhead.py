@@ -1,9 +1,10 @@
 """What the training loop costs: `fit` against a minimal hand-written loop, and what an epoch's report blocks.
 
-Both loops train the same model on the same batches with the same threads and precision, in turns; their losses must be
-equal. Prints a table and
+Both loops train the same model with the same loss, optimizer, threads and precision, and take each batch in turns;
+their losses must be equal. For each task it prints a table and
 
-    loop_time_ratio   time of an epoch in `fit` / in the hand-written loop (at most 1.02)
+    classify_time_ratio, detect_time_ratio, segment_time_ratio
+                      time of a step in `fit` / in the hand-written loop, the median over all steps (at most 1.02)
     report_block_ms   what `report` with a checkpoint blocks beyond the time to write the file (below 20)
 """
 
@@ -13,13 +14,16 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from orchestrator.data.wrapped import WrappedData
 from trainables import checkpoint
-from trainables.contracts import Metrics, State
+from trainables.contracts import Batch, Metrics, State, Targets
 from trainables.local import LocalRuntime
 from trainables.loop import fit
 from trainables.memory import MemoryData
@@ -29,97 +33,153 @@ from trainables.recipe import Recipe
 from trainables.tasks import build_task
 
 CLASSES = tuple("abcdefghij")
+OBJECTS = 5
+"""Of each image."""
+SETTINGS: dict[str, dict[str, Any]] = {
+    "classify": {"model": "resnet18", "imgsz": 96, "batch": 32, "images": 256},
+    "detect": {"model": "ssdlite320_mobilenet_v3_large", "imgsz": 160, "batch": 8, "images": 64},
+    "segment": {"model": "maskrcnn_mobilenet_v3_large_fpn", "imgsz": 128, "batch": 4, "images": 16},
+}
+"""Of each task: light models at small sizes, where the loop's own share of a step is largest."""
 
 
 class TimedRuntime(LocalRuntime):
     """Notes the seconds that each report with a state blocks."""
 
-    blocked: float = 0.0
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.blocked: list[float] = []
 
     def report(self, metrics: Metrics, state: State | None) -> None:
         started = time.perf_counter()
         super().report(metrics, state)
         if state is not None:
-            self.blocked = time.perf_counter() - started
+            self.blocked.append(time.perf_counter() - started)
 
 
-def make_data(images: int, size: int, batch: int) -> MemoryData:
+def make_data(task: str, images: int, size: int, batch: int) -> MemoryData:
+    """Noise with random labels; one image validates."""
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 256, (images + 1, size, size, 3), np.uint8)
-    return MemoryData(pixels, generator.integers(0, len(CLASSES), images + 1), CLASSES, images, batch)
+    labels = generator.integers(0, len(CLASSES), images + 1)
+    if task == "classify":
+        return MemoryData(pixels, labels, CLASSES, images, batch)
+    objects = [_objects(size, task == "segment", generator) for _ in range(images + 1)]
+    return MemoryData(pixels, np.full_like(labels, -1), CLASSES, images, batch, objects=objects)
 
 
-def ours(recipe: Recipe, data: MemoryData, folder: Path) -> tuple[float, float, float]:
-    """Seconds of the epoch's steps, its mean loss, seconds that the report blocked."""
-    rows: list[Metrics] = []
-    with TimedRuntime(
-        folder, lambda m, state: rows.append(m) if state else None, device=torch.device("cpu")
-    ) as runtime:
-        fit(recipe, build_task(recipe), data, runtime)
-    return data.info.train / rows[0]["images_per_second"], rows[0]["train_loss"], runtime.blocked
+def _objects(size: int, masks: bool, generator: np.random.Generator) -> Targets:
+    """Boxes of an eighth to a half of the image, with rectangles as masks."""
+    sides = generator.uniform(size / 8, size / 2, (OBJECTS, 2))
+    corners = generator.uniform(0, 1, (OBJECTS, 2)) * (size - sides)
+    boxes = np.concatenate([corners, corners + sides], 1).astype(np.float32)
+    drawn = np.zeros((OBJECTS, size, size), np.uint8)
+    for mask, (x0, y0, x1, y1) in zip(drawn, boxes.astype(int).tolist(), strict=True):
+        mask[y0 : y1 + 1, x0 : x1 + 1] = 1
+    labels = torch.from_numpy(generator.integers(0, len(CLASSES), OBJECTS))
+    crowd = torch.zeros(OBJECTS, dtype=torch.bool)
+    return Targets(torch.from_numpy(boxes), labels, crowd, torch.from_numpy(drawn) if masks else None)
 
 
-def by_hand(recipe: Recipe, data: MemoryData) -> tuple[float, float, State]:
-    """The loop that one would write without us: seconds, mean loss, and the state at the end."""
-    torch.manual_seed(seed_of(recipe.seed))
-    task = build_task(recipe)
-    model = task.build_model(data.info).to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(choose(recipe, data.steps), model, recipe.weight_decay)
-    device, total = torch.device("cpu"), 0.0
-    model.train()
-    started = time.perf_counter()
-    for batch in data.train(0):
-        inputs = task.prepare(batch, device, train=True)
-        optimizer.zero_grad(set_to_none=True)
-        loss = task.loss(model, inputs)["loss"]
+class ByHand:
+    """The loop that one would write without us, as one step after the other."""
+
+    def __init__(self, recipe: Recipe, data: MemoryData) -> None:
+        torch.manual_seed(seed_of(recipe.seed))
+        self.recipe, self.task, self.device = recipe, build_task(recipe), torch.device("cpu")
+        model = self.task.build_model(data.info)
+        self.model = model.to(memory_format=torch.channels_last).train()
+        self.optimizer = build_optimizer(
+            choose(recipe, data.steps * recipe.total_epochs), self.model, recipe.weight_decay
+        )
+
+    def step(self, batch: Batch) -> float:
+        inputs = self.task.prepare(batch, self.device, train=True)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.task.loss(self.model, inputs)["loss"]
         loss.backward()
-        optimizer.step()
-        total += loss.item() * len(batch)
-    seconds = time.perf_counter() - started
-    tensors = checkpoint.optimizer_tensors(optimizer, model)
-    return seconds, total / data.info.train, State(model.state_dict(), tensors, {})
+        self.optimizer.step()
+        return loss.item()
+
+    def state(self) -> State:
+        tensors = checkpoint.optimizer_tensors(self.optimizer, self.model)
+        return State(self.model.state_dict(), tensors, {})
+
+
+class InTurns(WrappedData):
+    """Data that lets the other loop take each batch first, and times both."""
+
+    def __init__(self, data: MemoryData, hand: ByHand) -> None:
+        super().__init__(data)
+        self.hand = hand
+        self.seconds: list[list[tuple[float, float]]] = []
+        """By hand and in `fit`, of each step of each epoch."""
+        self.losses: list[float] = []
+        """By hand, of each epoch."""
+
+    def train(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        steps: list[tuple[float, float]] = []
+        self.seconds.append(steps)
+        total = 0.0
+        for step, batch in enumerate(self.data.train(epoch)):
+            recipe = self.hand.recipe
+            torch.manual_seed(seed_of(recipe.seed, epoch, step, 0, 0))  # dropout and sampling as `fit` draws them
+            started = time.perf_counter()
+            total += self.hand.step(batch) * len(batch)
+            handed_out = time.perf_counter()
+            yield batch
+            steps.append((handed_out - started, time.perf_counter() - handed_out))
+        self.losses.append(total / self.info.train)
+
+
+def compare(task: str, epochs: int, changes: dict[str, Any]) -> float:
+    """Print the table of a task and its ratio. Returns what a report blocks beyond writing, in milliseconds."""
+    settings = SETTINGS[task] | changes
+    images = settings.pop("images")
+    recipe = Recipe.model_validate(
+        settings
+        | {"task": task, "epochs": epochs + 1, "warmup_epochs": 0.0, "schedule": "constant", "lr": 1e-3}
+        | {"optimizer": "SGD", "amp": False, "channels_last": True, "val_interval": 0, "patience": 0}
+    )
+    assert recipe.imgsz is not None
+    plain = make_data(task, images, recipe.imgsz, recipe.batch)
+    data = InTurns(plain, ByHand(recipe, plain))
+    rows: list[Metrics] = []
+    written: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+
+        def on_report(metrics: Metrics, state: State | None) -> None:
+            if state is not None:
+                rows.append(metrics)
+
+        with TimedRuntime(Path(folder), on_report, device=torch.device("cpu")) as runtime:
+            fit(recipe, build_task(recipe), data, runtime)
+        for _ in range(3):
+            started = time.perf_counter()
+            checkpoint.save(Path(folder) / "written", checkpoint.capture(data.hand.state()))
+            written.append(time.perf_counter() - started)
+    print(f"{task}: {recipe.model}, {recipe.imgsz} px, batch {recipe.batch}, {torch.get_num_threads()} threads")
+    print(f"{'epoch':>5} {'by hand ms/step':>16} {'fit ms/step':>12} {'ratio':>7} {'loss':>9} {'report ms':>10}")
+    measured = list(zip(data.seconds, rows, data.losses, runtime.blocked, strict=True))[1:]  # the first warms up
+    for steps, row, loss, blocked in measured:
+        assert abs(row["train_loss"] - loss) < 1e-4 * abs(loss), f"the loops differ: {row['train_loss']} and {loss}"
+        hand, mine = (1e3 * statistics.median(column) for column in zip(*steps, strict=True))
+        print(f"{row['epoch']:5} {hand:16.1f} {mine:12.1f} {mine / hand:7.3f} {loss:9.4f} {1e3 * blocked:10.1f}")
+    ratios = [mine / hand for steps, *_ in measured for hand, mine in steps]
+    print(f"{task}_time_ratio: {statistics.median(ratios):.3f}\n", flush=True)
+    return 1e3 * (statistics.median(runtime.blocked[1:]) - statistics.median(written))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="resnet18")
-    parser.add_argument("--imgsz", type=int, default=96)
-    parser.add_argument("--images", type=int, default=512)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(SETTINGS)}; default: all")
+    parser.add_argument("--epochs", type=int, default=5, help="that are measured, after one that is not")
+    for name, kind in (("model", str), ("imgsz", int), ("batch", int), ("images", int)):
+        parser.add_argument(f"--{name}", type=kind)
     arguments = parser.parse_args()
-    recipe = Recipe(
-        model=arguments.model,
-        imgsz=arguments.imgsz,
-        batch=arguments.batch,
-        epochs=1,
-        warmup_epochs=0.0,
-        schedule="constant",
-        optimizer="SGD",
-        amp=False,
-    )
-    data = make_data(arguments.images, arguments.imgsz, arguments.batch)
-    fit_seconds, hand_seconds, blocked, written = [], [], [], []
-    with tempfile.TemporaryDirectory() as folder:
-        for number in range(arguments.rounds + 1):
-            hand, hand_loss, state = by_hand(recipe, data)
-            mine, loss, block = ours(recipe, data, Path(folder))
-            assert abs(loss - hand_loss) < 1e-6, f"the loops differ: {loss} and {hand_loss}"
-            started = time.perf_counter()
-            checkpoint.save(Path(folder) / "written", checkpoint.capture(state))
-            write = time.perf_counter() - started
-            if number:  # the first round warms up
-                fit_seconds.append(mine)
-                hand_seconds.append(hand)
-                blocked.append(block)
-                written.append(write)
-    ratios = [mine / hand for mine, hand in zip(fit_seconds, hand_seconds, strict=True)]
-    print(f"{arguments.model}, {arguments.imgsz} px, batch {arguments.batch}, {torch.get_num_threads()} threads")
-    print(f"{'round':>5} {'by hand s':>10} {'fit s':>8} {'ratio':>7} {'report ms':>10} {'write ms':>9}")
-    for number, row in enumerate(zip(hand_seconds, fit_seconds, ratios, blocked, written, strict=True), 1):
-        print(f"{number:5} {row[0]:10.3f} {row[1]:8.3f} {row[2]:7.3f} {1e3 * row[3]:10.1f} {1e3 * row[4]:9.1f}")
-    print(f"loop_time_ratio: {statistics.median(ratios):.3f}")
-    print(f"report_block_ms: {max(0.0, 1e3 * (statistics.median(blocked) - statistics.median(written))):.1f}")
+    changes = {k: v for k, v in vars(arguments).items() if k in SETTINGS["classify"] and v is not None}
+    blocks = [compare(task, arguments.epochs, changes) for task in arguments.tasks or SETTINGS]
+    print(f"report_block_ms: {max(0.0, *blocks):.1f}")
 
 
 if __name__ == "__main__":

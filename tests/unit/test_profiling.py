@@ -59,11 +59,11 @@ def test_an_epoch_that_is_left_early_ends_the_profiler(tmp_path: Path) -> None:
         next(batches)
     batches.close()  # type: ignore[attr-defined]
     assert (tmp_path / TRACE).exists()
-    assert not torch.autograd._profiler_enabled()
+    assert not torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
     batches = profiled(toy(train=60, batch=4), tmp_path / "early").train(0)
     next(batches)
     batches.close()  # type: ignore[attr-defined]
-    assert not torch.autograd._profiler_enabled()
+    assert not torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
 
 
 def test_it_is_off_unless_asked_for() -> None:
