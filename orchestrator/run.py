@@ -81,6 +81,7 @@ class Run:
             run_folder=folder.path,
             restore=self.saved.checkpoint if self.saved else None,
             record_samples=self.checked.config.record_samples,
+            profile=self.checked.config.profile,
             cpus=launch.all_cpus(),
         )
         self.screen.waiting("preparing the model" if self.placement.in_process else "starting the workers")

@@ -22,6 +22,7 @@ from orchestrator.data.recorded import record
 from orchestrator.errors import WorkerError, describe
 from orchestrator.launch import cpu_count
 from orchestrator.mailbox import PULSE_SECONDS, Courier, Message
+from orchestrator.profiling import profiled
 from trainables.batching import decide
 from trainables.checkpoint import Writer
 from trainables.contracts import Data, Metrics, Runtime, State
@@ -40,6 +41,7 @@ class Job:
     run_folder: Path
     restore: Path | None
     record_samples: bool
+    profile: bool
     cpus: int
     """Of the whole cluster; they decode what no cache holds."""
 
@@ -100,7 +102,7 @@ class TrainRuntime:
     def _is_due(self, metrics: Metrics) -> bool:
         """Progress is for the eye: at most a few times a second. Facts, events and first steps always pass."""
         now = time.monotonic()
-        if "steps" in metrics and metrics["step"] > 1 and now - self._last_progress < PULSE_SECONDS:
+        if metrics.get("step", 1) > 1 and "event" not in metrics and now - self._last_progress < PULSE_SECONDS:
             return False
         self._last_progress = now
         return True
@@ -119,7 +121,8 @@ def build_data(job: Job, cache: Cache, recipe: Recipe, runtime: Runtime, threads
     """This rank's loader."""
     loader = Loader(cache, replace(job.view, batch=recipe.batch), runtime.rank, runtime.world_size, threads)
     loader.decoders = max(1, job.cpus // runtime.world_size)
-    return record(loader, job.run_folder, runtime.rank) if job.record_samples else loader
+    data: Data = record(loader, job.run_folder, runtime.rank) if job.record_samples else loader
+    return profiled(data, job.run_folder / "logs") if job.profile and runtime.rank == 0 else data
 
 
 def set_threads(local_workers: int, gpu: bool) -> int:

@@ -8,35 +8,26 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from trainables.contracts import Batch, Data, DataInfo
+from orchestrator.data.wrapped import WrappedData
+from trainables.contracts import Batch, Data
 
 
-class RecordedData:
+class RecordedData(WrappedData):
     """Data that writes the ids and pixel hashes of every batch it hands out: what this rank really received."""
 
     def __init__(self, data: Data, path: Path) -> None:
-        self._data, self._path = data, path
-
-    @property
-    def info(self) -> DataInfo:
-        return self._data.info
-
-    @property
-    def steps(self) -> int:
-        return self._data.steps
+        super().__init__(data)
+        self._path = path
 
     def train(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        for step, batch in enumerate(self._data.train(epoch, first_step), first_step):
+        for step, batch in enumerate(self.data.train(epoch, first_step), first_step):
             self._record({"epoch": epoch, "step": step}, batch)
             yield batch
 
     def validation(self) -> Iterator[Batch]:
-        for batch in self._data.validation():
+        for batch in self.data.validation():
             self._record({"validation": True}, batch)
             yield batch
-
-    def id_of(self, sample: int) -> str:
-        return self._data.id_of(sample)
 
     def _record(self, place: dict[str, Any], batch: Batch) -> None:
         names = [self.id_of(int(sample)) for sample in batch.samples]

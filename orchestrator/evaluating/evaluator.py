@@ -138,6 +138,7 @@ class Evaluator:
             run_folder=folder,
             restore=self.trained.checkpoint,
             record_samples=False,
+            profile=False,
             cpus=launch.all_cpus(),
             ema=ema,
             indices=self.subject.indices,

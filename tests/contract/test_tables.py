@@ -17,11 +17,12 @@ from orchestrator.data import FORMATS, Format, detect, get_format
 from orchestrator.data.images import load_stored
 from orchestrator.data.manifest import read_manifest
 from tests import layouts, tiny_detectors
-from tests.tiny import CLASSES, recipe, toy
+from tests.tiny import CLASSES, recipe, run, toy
 from trainables import checkpoint
 from trainables import recipe as recipe_module
 from trainables.collectives import World
 from trainables.contracts import DataInfo, Sample
+from trainables.memory import MemoryData
 from trainables.optim import OPTIMIZERS, Choice, build_optimizer
 from trainables.recipe import Recipe
 from trainables.schedules import SCHEDULES, lr_factor
@@ -109,6 +110,34 @@ def test_a_task_trains_predicts_and_measures(name: str) -> None:
     assert set(metric.compute()) == set(task.scores)
     assert isinstance(metric.compute()[task.primary], float)
     assert metric.details()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_stopped_and_resumed_ends_with_the_same_weights(tmp_path: Path, name: str) -> None:
+    settings = recipe(task=name, model=TASK_MODELS[name], epochs=2, ema=0.9, lr=0.01)
+
+    def data() -> MemoryData:
+        return toy() if name == "classify" else tiny_detectors.scenes()
+
+    run(settings, data(), tmp_path / "whole")
+    stopped, _ = run(settings, data(), tmp_path / "parts", stop_at=(1, 1))
+    assert stopped.stopped_because == "interruption"
+    run(settings, data(), tmp_path / "parts", tmp_path / "parts" / "last")
+    whole, parts = (checkpoint.load(tmp_path / folder / "last") for folder in ("whole", "parts"))
+    for ours, theirs in ((parts.model, whole.model), (parts.ema, whole.ema)):
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize(
+    "settings", [{"amp": "bf16"}, {"micro_batch": 1}, {"clip_grad": 1.0}, {"channels_last": False}]
+)
+def test_a_task_trains_with_every_setting_of_the_engine(name: str, settings: dict[str, Any]) -> None:
+    made = recipe(task=name, model=TASK_MODELS[name], epochs=2, lr=0.01, **settings)
+    data = toy() if name == "classify" else tiny_detectors.scenes()
+    progress, recorder = run(made, data)
+    assert (progress.epoch, progress.skipped) == (2, [])
+    assert all(tensor.isfinite().all() for tensor in recorder.model.values())
 
 
 @pytest.mark.parametrize("name", TASKS)
