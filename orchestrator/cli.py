@@ -134,6 +134,9 @@ def val(
     others = [o for o in overrides or () if o.partition("=")[0] not in own or "=" not in o]
     try:
         evaluate_run(target, others, verbose=verbose, screen=screen, **given)
+    except KeyboardInterrupt as error:
+        typer.echo("orchestrator: interrupted", err=True)
+        raise typer.Exit(130) from error
     except RunError as error:
         if verbose:
             raise
