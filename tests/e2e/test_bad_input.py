@@ -108,7 +108,7 @@ CASES = {
     ),
     "unknown metric": bad("metric: mAP", "metric", "'mAP'", "top1"),
     "metric with a typo": bad("metric: top_1", "'top_1'", "did you mean top1"),
-    "masks of boxes": Bad(BOXES.replace("boxes", "plain").replace("detect", "segment"), ("bad.yaml:1", "no masks", "set task to detect")),
+    "masks of boxes": Bad("data: plain\ntask: segment\nimgsz: 64\n", ("bad.yaml:1", "no masks", "set task to detect")),
     "boxes of classes": Bad(
         BOXES.replace("data: boxes", "data: colours"), ("bad.yaml:1", "no boxes", "task: classify")
     ),
