@@ -17,19 +17,26 @@ LEGEND_NAMES = 40
 """Most names of a legend."""
 NARROWEST = 300
 """Of a column, in pixels: room for a caption."""
+NEARLY, PIXELATED = 1.25, 4.0
+"""Images that would be enlarged by less stay as they are, and by more keep their pixels."""
 
 Legend = Sequence[tuple[tuple[int, int, int], str]]
 
 
 def fit(image: Array, most: int) -> Array:
-    """The image (height, width, 3) reduced, or enlarged by a whole factor, so that its long side fits `most` pixels."""
+    """The image (height, width, 3) reduced or enlarged so that its long side fits `most` pixels.
+
+    Tiny ones are enlarged by a whole factor, so that their pixels are seen; what nearly fits stays as it is.
+    """
     height, width = image.shape[:2]
     scale = most / max(height, width)
-    if scale < 1:
-        size = max(round(width * scale), 1), max(round(height * scale), 1)
-        return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
-    factor = math.floor(scale)
-    return image.repeat(factor, axis=0).repeat(factor, axis=1)
+    if 1 <= scale < NEARLY:
+        return image
+    if scale >= PIXELATED:
+        factor = math.floor(scale)
+        return image.repeat(factor, axis=0).repeat(factor, axis=1)
+    size = max(round(width * scale), 1), max(round(height * scale), 1)
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC))
 
 
 def compose(tiles: Sequence[Array], captions: Sequence[str], columns: int, headline: str, legend: Legend) -> Array:
