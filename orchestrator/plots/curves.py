@@ -19,7 +19,16 @@ if TYPE_CHECKING:
 
 MARKED_EPOCHS = 30
 """A curve of at most so many epochs shows its points."""
-_NOT_SCORES = {"epoch", "step", "lr", "images_per_second", "seconds", "data_wait_fraction", "gpu_utilization"}
+_NOT_SCORES = {
+    "epoch",
+    "step",
+    "lr",
+    "images_per_second",
+    "seconds",
+    "data_wait_fraction",
+    "gpu_utilization",
+    "skipped_steps",
+}
 _BY_AREA = ("_small", "_medium", "_large")
 """Ends of metrics that only results.csv tells: with them there would be too many curves."""
 
