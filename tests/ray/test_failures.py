@@ -65,16 +65,19 @@ def test_a_loss_that_is_not_finite_names_step_and_samples(make_config: MakeConfi
     with pytest.raises(RunError) as failure:
         train(make_config(2, model="tests.ray.models:Explodes", batch=7, epochs=3))
     message = str(failure.value)
-    assert "the loss is nan at epoch 1, step 3" in message
-    assert "lr" in message
+    assert "the loss is nan at epoch 2, step 2, also in float32; 3 steps were skipped already" in message
+    assert "lower lr" in message
     named = [name for name in ids(colours, "train") if re.search(rf"\b{re.escape(name)}\b", message)]
     assert len(named) == 7
-    assert _summary(_run_folder(failure.value))["status"] == "failed"
+    summary = _summary(_run_folder(failure.value))
+    assert summary["status"] == "failed"
+    skipped = [(event["epoch"], event["step"], len(event["samples"])) for event in summary["events"]]
+    assert skipped == [(1, 3, 7), (1, 4, 1), (2, 1, 7)]
 
 
 @pytest.mark.slow
 def test_a_learning_rate_that_is_too_high(make_config: MakeConfig) -> None:
-    with pytest.raises(RunError, match=r"the loss is (nan|inf) at epoch \d+, step \d+; lower lr") as failure:
+    with pytest.raises(RunError, match=r"(the loss is (nan|inf)|not finite) at epoch \d+, step \d+, .*lower lr") as failure:
         train(make_config(2, lr=1e18, warmup_epochs=0, epochs=20))
     assert _summary(_run_folder(failure.value))["status"] == "failed"
 
@@ -102,7 +105,7 @@ def _terminate_after_epochs(run: Path, epochs: int) -> threading.Thread:
 
 @pytest.mark.usefixtures("late_signals")
 def test_a_request_to_stop_reaches_the_workers(make_config: MakeConfig) -> None:
-    config = make_config(2, model="tests.ray.models:Slow", epochs=500, patience=0, batch=1, name="stopped")
+    config = make_config(2, model="tests.ray.models:Slow", epochs=500, patience=0, batch=2, name="stopped")
     run = Path(config.storage) / "colours" / "stopped"
     asking = _terminate_after_epochs(run, 1)
     result = train(config)
