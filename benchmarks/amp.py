@@ -60,7 +60,7 @@ def step_of(recipe: Recipe, info: DataInfo) -> Callable[[], float]:
             loss = task.loss(model, inputs)["loss"]
         loss.backward()
         optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     return step
 
