@@ -23,7 +23,7 @@ from trainables.batching import decide, sample_batch
 from trainables.contracts import DataInfo
 from trainables.local import LocalRuntime
 from trainables.optim import build_optimizer, choose
-from trainables.precision import choose_memory_format, choose_precision
+from trainables.precision import choose_precision
 from trainables.recipe import Recipe
 from trainables.tasks import build_task
 
@@ -48,13 +48,13 @@ def step_of(recipe: Recipe, info: DataInfo) -> Callable[[], float]:
     """A training step of a model of its own on one batch of noise."""
     task = build_task(recipe)
     precision = choose_precision(recipe, CPU)
-    memory_format = choose_memory_format(recipe, precision)
-    model = task.build_model(info).to(memory_format=memory_format).train()
+    model = task.build_model(info)
+    model = model.to(memory_format=precision.memory_format).train()
     optimizer = build_optimizer(choose(recipe, 1), model, recipe.weight_decay)
     batch = sample_batch(info, recipe.batch, recipe.task)
 
     def step() -> float:
-        inputs = task.prepare(batch, CPU, train=True)
+        inputs = precision.lay_out(task.prepare(batch, CPU, train=True))
         optimizer.zero_grad(set_to_none=True)
         with precision.autocast():
             loss = task.loss(model, inputs)["loss"]

@@ -290,7 +290,8 @@ class _Table:
 def _result(summary: Mapping[str, Any]) -> dict[str, str]:
     """The lines of the result. What was not measured is left out."""
     metric, seconds, speed = summary["metric"], summary["seconds"], summary["throughput"]
-    items = {"best": "no epoch was finished", "time": duration(seconds["total"])}
+    best = "the last epoch: there was no validation" if summary["epochs_completed"] else "no epoch was finished"
+    items = {"best": best, "time": duration(seconds["total"])}
     if metric["best"] is not None:
         items["best"] = f"{metric['name']} {metric['best']:.4f} at epoch {metric['best_epoch']}"
     if metric["last"] not in (None, metric["best"]):

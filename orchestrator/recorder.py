@@ -51,6 +51,8 @@ class Recorder:
         """With what was decided in place of what was open."""
         self.epochs = self.config.total_epochs
         self.chosen_by = self.before.get("batch", {}).get("chosen_by", "config")
+        chosen = "auto" if self.config.optimizer == "auto" else "config"
+        self.optimizer_by = self.before.get("optimizer", {}).get("chosen_by", chosen)
         self.table = self.before.get("measured", [])
         self.events = self.before.get("events", [])
 
@@ -78,7 +80,7 @@ class Recorder:
         """Write and return summary.json, with the names that others build on."""
         config, info, name = self.config, self.info, self.checked.metric
         last = next((row[name] for row in reversed(self.rows) if row.get(name) is not None), None)
-        share = -(-config.batch // self.placement.workers)
+        share = max(-(-config.batch // self.placement.workers), 1)
         micro = self.facts.get("micro") or share
         summary = {
             "status": status,
@@ -105,7 +107,8 @@ class Recorder:
             "measured": self.table,
             "events": self.events,
             "precision": self.facts.get("precision"),
-            "optimizer": asdict(choose(config, config.total_epochs * -(-info.train // config.batch))),
+            "optimizer": asdict(choose(config, config.total_epochs * -(-info.train // max(config.batch, 1))))
+            | {"chosen_by": self.optimizer_by},
             "throughput": {
                 "images_per_second": _mean(self.rows, "images_per_second"),
                 "data_wait_fraction": _mean(self.rows, "data_wait_fraction"),

@@ -87,7 +87,8 @@ def _extension(saved: Saved, before: Config, after: Config) -> str:
     if not more:
         raise ConfigError(f"epochs = {after.epochs}: {path} has done {done} already; set epochs to more")
     stays = {"patience": old["patience"] == new["patience"], "time": old["time"] == new["time"]}
-    if stays.get(because) and (because == "time" or old["epochs"] == new["epochs"]):
+    longer = after.epochs == "auto" or after.total_epochs > before.total_epochs
+    if stays.get(because) and (because == "time" or not longer):
         raise ConfigError(
             f"{path} was stopped by {because}: set {because} to more" + (" or 0" * (because == "patience"))
         )

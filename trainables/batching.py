@@ -23,7 +23,7 @@ from trainables.headroom import Peak, is_out_of_memory, memory_limit, release_me
 from trainables.norms import norms_in_eval
 from trainables.optim import build_optimizer, choose
 from trainables.order import seed_of
-from trainables.precision import Precision, choose_memory_format, choose_precision
+from trainables.precision import Precision, choose_precision, set_deterministic
 from trainables.recipe import Recipe
 
 LEAST_STEPS = 8
@@ -56,16 +56,16 @@ def decide(recipe: Recipe, task: Task, info: DataInfo, runtime: Runtime) -> Deci
     On a CPU, whose memory ends a process without a warning, the micro-batch is planned too.
     Raises ValueError where not even one image fits.
     """
-    if not is_open(recipe):
-        return Decision(recipe)
     world = World(runtime.rank, runtime.world_size, runtime.device)
     on_cpu = runtime.device.type == "cpu"
+    set_deterministic(recipe.deterministic)
     settled = recipe
     table: list[Row] = []
-    if recipe.batch == -1 or recipe.compile == "auto" or on_cpu:
+    plans_memory = on_cpu and runtime.restore() is None
+    if recipe.batch == -1 or recipe.compile == "auto" or plans_memory or (on_cpu and _formats_are_open(recipe)):
         bench = _Bench(recipe, task, info, world)
         first = bench.first()
-        if on_cpu:
+        if on_cpu and _formats_are_open(recipe):
             settled = _settle_precision(bench, settled, first, table)
         if settled.batch == -1:
             settled = _settle_batch(bench, settled, table)
@@ -75,18 +75,18 @@ def decide(recipe: Recipe, task: Task, info: DataInfo, runtime: Runtime) -> Deci
             settled = _settle_compile(bench, settled, table)
         bench.close()
     precision = choose_precision(settled, runtime.device)
-    last = choose_memory_format(settled, precision) == torch.channels_last
+    last = precision.memory_format == torch.channels_last
     kind = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: False}[precision.dtype]
-    settled = settled.model_copy(update={"amp": kind, "channels_last": last})
-    keys = ("batch", "micro_batch", "amp", "channels_last", "compile")
+    choice = choose(settled, settled.total_epochs * -(-info.train // settled.batch))
+    settled = settled.model_copy(update={"amp": kind, "channels_last": last, "optimizer": choice.name, "lr": choice.lr})
+    keys = ("batch", "micro_batch", "amp", "channels_last", "compile", "optimizer", "lr")
     changed = {key: getattr(settled, key) for key in keys if getattr(settled, key) != getattr(recipe, key)}
     return Decision(settled, changed, table)
 
 
-def is_open(recipe: Recipe) -> bool:
-    """Whether a recipe leaves something to `decide`."""
-    formats = recipe.amp in ("auto", True) or recipe.channels_last == "auto"
-    return recipe.batch == -1 or formats or recipe.compile == "auto"
+def _formats_are_open(recipe: Recipe) -> bool:
+    """Whether precision or memory format are to be decided by measurement: never for runs that are to repeat."""
+    return not recipe.deterministic and (recipe.amp in ("auto", True) or recipe.channels_last == "auto")
 
 
 def sample_batch(info: DataInfo, count: int, task: str) -> Batch:
@@ -122,14 +122,13 @@ class _Trial:
 
     size: int
     precision: Precision
-    memory_format: torch.memory_format
     compiled: bool = False
 
     def row(self) -> Row:
         return {
             "images": self.size,
             "precision": str(self.precision),
-            "channels_last": self.memory_format == torch.channels_last,
+            "channels_last": self.precision.memory_format == torch.channels_last,
             "compile": self.compiled,
         }
 
@@ -156,7 +155,7 @@ class _Bench:
     def plain(self, size: int, recipe: Recipe) -> _Trial:
         """What the recipe says, where it leaves nothing to measure."""
         precision = choose_precision(recipe, self.world.device)
-        return _Trial(size, precision, choose_memory_format(recipe, precision))
+        return _Trial(size, precision)
 
     def first(self) -> list[Row]:
         """One image, then two, in float32 unless the recipe says otherwise: rows of the slowest and largest rank.
@@ -195,7 +194,7 @@ class _Bench:
     def _steps(self, trial: _Trial, steps: int) -> Iterator[float]:
         """The seconds of each of some training steps, after one that warms up."""
         batch = sample_batch(self.info, trial.size, self.recipe.task)
-        model = self.model.to(memory_format=trial.memory_format)
+        model = self.model.to(memory_format=trial.precision.memory_format)
         called = cast(nn.Module, torch.compile(model)) if trial.compiled else model
         model.train()
         for number in range(1 + steps):
@@ -209,7 +208,7 @@ class _Bench:
         device = self.world.device
         with norms_in_eval(self.model, len(batch) == 1):
             self.optimizer.zero_grad(set_to_none=True)
-            inputs = self.task.prepare(batch, device, train=True)
+            inputs = precision.lay_out(self.task.prepare(batch, device, train=True))
             with precision.autocast():
                 loss = self.task.loss(model, inputs)["loss"]
             loss.backward()
@@ -253,7 +252,13 @@ def _settle_batch(bench: _Bench, recipe: Recipe, table: list[Row]) -> Recipe:
     ranks, size, rows = bench.world.size, 1, list[Row]()
     most = max(bench.info.train // (LEAST_STEPS * ranks), 1)
     while size <= most:
-        row = bench.agree(bench.measure(bench.plain(size, recipe)))
+        trial = bench.plain(size, recipe)
+        expected = _expected_bytes(rows, size) if bench.world.device.type == "cpu" else 0
+        if expected > min(bench.world.gather(bench.limit)):  # a CPU gives no second chance
+            unmeasured = {"seconds": None, "images_per_second": None, "bytes": expected, "fits": False}
+            rows.append(trial.row() | unmeasured | {"batch": size * ranks})
+            break
+        row = bench.agree(bench.measure(trial))
         rows.append(row | {"batch": size * ranks})
         if not row["fits"] or _has_fallen(rows):
             break
@@ -265,6 +270,15 @@ def _settle_batch(bench: _Bench, recipe: Recipe, table: list[Row]) -> Recipe:
     best = max(row["images_per_second"] for row in fitting)
     chosen = max(row["images"] for row in fitting if row["images_per_second"] >= best * (1 - SAME))
     return recipe.model_copy(update={"batch": chosen * ranks})
+
+
+def _expected_bytes(rows: list[Row], size: int) -> int:
+    """The memory that so many images take, as the last two sizes tell; 0 where they do not."""
+    if len(rows) < 2:
+        return 0
+    one, two = rows[-2:]
+    each = max(two["bytes"] - one["bytes"], 0) / (two["images"] - one["images"])
+    return int(two["bytes"] + each * (size - two["images"]))
 
 
 def _has_fallen(rows: list[Row]) -> bool:
@@ -298,7 +312,7 @@ def _settle_compile(bench: _Bench, recipe: Recipe, table: list[Row]) -> Recipe:
     plain = bench.plain(size, recipe)
     rows = [bench.agree(bench.measure(plain))]
     try:
-        compiled = bench.measure(_Trial(size, plain.precision, plain.memory_format, compiled=True))
+        compiled = bench.measure(_Trial(size, plain.precision, compiled=True))
     except Exception as error:  # whatever a compiler raises
         compiled = plain.row() | {"compile": True, "seconds": None, "bytes": None, "error": str(error).splitlines()[:1]}
     rows.append(bench.agree(compiled))

@@ -164,7 +164,7 @@ def _fetch(name: str, normalization: Normalization) -> tuple[dict[str, Tensor], 
     """A detector's published weights, from torch's cache or downloaded. Raises ValueError."""
     weights = torchvision_models.get_model_weights(name).DEFAULT
     try:
-        return weights.get_state_dict(progress=False, check_hash=True), normalization
+        return weights.get_state_dict(progress=False, check_hash=True, weights_only=True), normalization
     except OSError as error:  # urllib's errors are OSErrors
         raise ValueError(
             f"pretrained: true needs {weights.url}, which cannot be downloaded ({error}); "

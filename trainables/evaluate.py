@@ -42,7 +42,7 @@ def evaluate(
 def _take(
     task: Task, model: nn.Module, batch: Batch, device: torch.device, precision: Precision, metric: Metric
 ) -> None:
-    inputs = task.prepare(batch, device, train=False)
+    inputs = precision.lay_out(task.prepare(batch, device, train=False))
     with precision.autocast():
         output = task.predict(model, inputs)
     metric.update(output, inputs)

@@ -21,8 +21,9 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error is that of a GPU without memory, or of the host's allocator."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether an error is that of a GPU without memory, its libraries included, or of the host's allocator."""
+    told = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in told)
 
 
 def release_memory() -> None:

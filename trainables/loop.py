@@ -88,8 +88,9 @@ def _score(training: Training, is_last: bool) -> tuple[bool, Metrics, Metrics]:
             progress.best_epoch = progress.epoch  # without validation, the last is the best
         return not recipe.val_interval, nothing, {}
     scores, details = evaluate(
-        task, training.scored, training.data, training.world, training.precision, progress.micro or None
+        task, training.scored, training.data, training.world, training.precision, training.most_at_once
     )
+    progress.validated = progress.epoch
     value = scores[task.primary]
     if progress.has_improved(value, task.mode, recipe.min_delta):
         progress.improved, progress.improved_epoch, progress.improved_loss = value, progress.epoch, progress.last_loss
@@ -131,7 +132,7 @@ def _overfits(progress: Progress) -> bool:
 
 def _out_of_patience(training: Training) -> str:
     progress, patience = training.progress, training.recipe.patience
-    if not patience or _stale(training) < patience:
+    if not patience or _stale(training) < patience or progress.validated < progress.epoch:
         return ""
     also = ""
     if _overfits(progress):

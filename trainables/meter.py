@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ class Meter:
     images: int = 0
     waited: float = 0.0
     gpu_use: list[float] = field(default_factory=list)
+    next_reading: float = 0.0
 
     def batches(self, source: Iterator[Batch]) -> Iterator[Batch]:
         """The batches, with the time that each `next` took added to `waited`."""
@@ -33,9 +35,15 @@ class Meter:
             yield batch
 
     def read_gpu(self, device: torch.device) -> None:
-        """Take a reading of the share of time that the GPU is busy; nothing on a CPU."""
-        if device.type == "cuda":
+        """Take a reading of the share of time that the GPU is busy, once a second; nothing where none can be had."""
+        now = time.perf_counter()
+        if device.type != "cuda" or now < self.next_reading:
+            return
+        self.next_reading = now + 1
+        try:
             self.gpu_use.append(torch.cuda.utilization(device) / 100)
+        except Exception:  # parts of a GPU (MIG, vGPU) do not tell, each in its own way
+            self.next_reading = math.inf
 
     @property
     def seconds(self) -> float:

@@ -29,12 +29,18 @@ class ClassificationMetric:
         logits, labels, count = output.float(), batch.labels, len(self.classes)
         best = logits.topk(min(5, count), dim=1).indices
         cells = labels * count + best[:, 0]
-        self.confusion += torch.bincount(cells, minlength=count * count)
         top5 = (best == labels[:, None]).any(1).sum()
         loss = functional.cross_entropy(logits, labels, reduction="none").double().sum()
-        self.sums += torch.stack([top5.double(), loss])
+        sums = torch.stack([top5.double(), loss])
+        self._move(logits.device)
+        self.confusion.index_add_(0, cells, torch.ones_like(cells))
+        self.sums += sums
+
+    def _move(self, device: torch.device) -> None:
+        self.confusion, self.sums = self.confusion.to(device), self.sums.to(device)
 
     def reduce(self, world: World) -> None:
+        self._move(world.device)
         world.sum_(self.confusion)
         world.sum_(self.sums)
 

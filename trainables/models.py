@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import http.client
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -163,7 +165,8 @@ def torchvision_weights(name: str) -> tuple[dict[str, Tensor], Normalization]:
     weights = torchvision_models.get_model_weights(name).DEFAULT
     try:
         # not the file alone: some builders rename what is in it
-        model = torchvision_models.get_model(name, weights=weights, progress=False)
+        with weights_only():
+            model = torchvision_models.get_model(name, weights=weights, progress=False)
     except (OSError, http.client.HTTPException, RuntimeError) as error:  # a broken download has another hash
         raise ValueError(
             f"pretrained: true needs {weights.url}, which cannot be downloaded ({error}); "
@@ -173,6 +176,21 @@ def torchvision_weights(name: str) -> tuple[dict[str, Tensor], Normalization]:
     transforms: Any = getattr(model, "transform", None) or weights.transforms()
     mean, std = (getattr(transforms, f"image_{key}", None) or getattr(transforms, key) for key in ("mean", "std"))
     return model.state_dict(), Normalization(tuple(mean), tuple(std))
+
+
+@contextmanager
+def weights_only() -> Iterator[None]:
+    """Let torch read tensors alone, also where a library leaves the choice to torch's hub, which would run pickles."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _brief(error: Exception) -> str:

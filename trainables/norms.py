@@ -98,8 +98,11 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
         shape = [1, -1] + [1] * (input.ndim - 2)
         x = input.float()
         count = x.numel() // x.shape[1]
-        mean = x.mean(axes).double()
-        square = x.var(axes, unbiased=False).double() + mean * mean
+        if count:
+            mean = x.mean(axes).double()
+            square = x.var(axes, unbiased=False).double() + mean * mean
+        else:  # as a mask head without a proposal
+            mean = square = x.sum(axes).double()
         # sums of each rank's means and squares: their difference is taken in float64, where it loses nothing
         total = _Sum.apply(torch.cat([count * mean, count * square, mean.new_tensor([float(count)])]), self)
         self.follow(total.detach())
@@ -135,9 +138,12 @@ def _moments(total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def norms_of(model: nn.Module) -> list[nn.Module]:
-    """The batch norms that take their statistics from the batch: those that are not frozen."""
+    """The batch norms that take their statistics from the batch: those that are not frozen.
+
+    Only torch's own: a class that builds on them (timm's have an activation inside) does more than to normalise.
+    """
     model.train()
-    return [m for m in model.modules() if isinstance(m, NORMS) and m.training]
+    return [m for m in model.modules() if type(m) in NORMS and m.training]
 
 
 def synchronise(model: nn.Module, device: torch.device) -> Sequence:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from trainables.contracts import Batch
 from trainables.recipe import Recipe
 
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -20,6 +21,8 @@ class Precision:
 
     dtype: torch.dtype
     device: torch.device
+    memory_format: torch.memory_format = torch.channels_last
+    """Of images and weights."""
 
     def __str__(self) -> str:
         return NAMES[self.dtype]
@@ -28,6 +31,10 @@ class Precision:
         """The context of every forward pass; not `enabled`: that of a step repeated in float32."""
         mixed = enabled and self.dtype != torch.float32
         return torch.autocast(self.device.type, dtype=self.dtype if mixed else torch.bfloat16, enabled=mixed)
+
+    def lay_out(self, batch: Batch) -> Batch:
+        """The batch with its images (n, 3, H, W) in the memory format."""
+        return replace(batch, images=batch.images.contiguous(memory_format=self.memory_format))
 
     def scaler(self) -> torch.amp.GradScaler | None:
         """float16 alone needs its loss scaled: small gradients would be rounded to zero."""
@@ -38,31 +45,31 @@ def choose_precision(recipe: Recipe, device: torch.device) -> Precision:
     """What `amp` stands for on a device where nothing is measured.
 
     On a GPU auto and true are bfloat16 where it has that, else float16. On a CPU auto is float32, true is bfloat16.
+    `channels_last: auto` is NHWC, but not in float32 on a GPU.
     """
+    cuda = device.type == "cuda"
     if recipe.amp in ("bf16", "fp16"):
-        return Precision(torch.bfloat16 if recipe.amp == "bf16" else torch.float16, device)
-    if device.type == "cuda" and recipe.amp:
-        return Precision(torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16, device)
-    return Precision(torch.bfloat16 if recipe.amp is True else torch.float32, device)
-
-
-def choose_memory_format(recipe: Recipe, precision: Precision) -> torch.memory_format:
-    """What `channels_last` stands for where nothing is measured: auto is NHWC, but not in float32 on a GPU."""
-    plain_gpu = precision.device.type == "cuda" and precision.dtype == torch.float32
+        dtype = torch.bfloat16 if recipe.amp == "bf16" else torch.float16
+    elif cuda and recipe.amp:
+        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    else:
+        dtype = torch.bfloat16 if recipe.amp is True else torch.float32
+    plain_gpu = cuda and dtype == torch.float32
     last = recipe.channels_last is True or (recipe.channels_last == "auto" and not plain_gpu)
-    return torch.channels_last if last else torch.contiguous_format
+    return Precision(dtype, device, torch.channels_last if last else torch.contiguous_format)
 
 
-def set_deterministic(on: bool) -> None:
+def set_deterministic(on: bool, search: bool = False) -> None:
     """Use only deterministic kernels in this process, and choose the same ones each time.
 
+    search: otherwise, let cuDNN try which kernel is the fastest for each shape.
     A kernel without a deterministic form raises RuntimeError, which names it. Before the first use of the GPU.
     """
     if on:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(on)
     torch.backends.cudnn.deterministic = on
-    torch.backends.cudnn.benchmark = not on and torch.cuda.is_available()
+    torch.backends.cudnn.benchmark = search and not on
 
 
 def scaler_state(scaler: torch.amp.GradScaler | None) -> dict[str, Any]:

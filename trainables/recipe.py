@@ -230,6 +230,8 @@ class Recipe(Settings):
         patience = info.data.get("patience", 0)
         if patience and not value:
             raise ValueError(f"patience = {patience} needs validation: set val_interval to 1 or more, or patience to 0")
+        if info.data.get("epochs") == "auto" and not value:
+            raise ValueError("epochs = auto needs validation: set val_interval to 1 or more, or epochs to a number")
         return value
 
     @property

@@ -34,6 +34,8 @@ class Phase(NamedTuple):
     first: int
     last: int
     lr: Literal["restart", "hold"] = "restart"
+    planned: int = 0
+    """Where it was to end, if patience ended it before: its schedule is that of the plan."""
 
 
 def lr_at(recipe: Recipe, phases: Sequence[Phase], epoch: int, step: int, steps: int) -> float:
@@ -42,7 +44,7 @@ def lr_at(recipe: Recipe, phases: Sequence[Phase], epoch: int, step: int, steps:
     phase = phases[current]
     if phase.lr == "hold" and current:
         return lr_at(recipe, phases[:current], phase.first - 1, steps - 1, steps)
-    length = phase.last - phase.first
+    length = (phase.planned or phase.last) - phase.first
     warmup = warmup_steps(recipe.warmup_epochs, length, steps)
     return lr_factor(recipe.schedule, (epoch - phase.first) * steps + step, length * steps, warmup, recipe.lrf)
 

@@ -40,9 +40,10 @@ def train_step(training: Training, batch: Batch, step: int, lr: float) -> Step:
     gradient is not finite, the step is repeated in float32; if that does not help, its samples are skipped.
     Raises torch.OutOfMemoryError where one image is too much, FloatingPointError after MOST_SKIPPED steps.
     """
-    training.keep_buffers()
     mixed = True
     while True:
+        training.share_buffers(batch.global_size)
+        training.keep_buffers()
         total, exhausted = _backward(training, batch, step, mixed)
         told = [total, exhausted, training.runtime.interrupted(), _time_is_over(training)]
         loss, exhausted_ranks, interrupted, over = training.world.sum([float(value) for value in told])
@@ -92,7 +93,7 @@ def _backward(training: Training, batch: Batch, step: int, mixed: bool) -> tuple
 
 def _one(training: Training, part: Batch, mixed: bool) -> torch.Tensor:
     """Forward and backward of one micro-batch: its weighted loss."""
-    inputs = training.task.prepare(part, training.runtime.device, train=True)
+    inputs = training.precision.lay_out(training.task.prepare(part, training.runtime.device, train=True))
     alone = len(part) == 1 and training.sequence is None
     with norms_in_eval(training.model, alone), training.precision.autocast(mixed):
         loss = training.task.loss(training.compiled, inputs)["loss"]

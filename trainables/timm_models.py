@@ -60,8 +60,6 @@ def published(model: str, imgsz: int) -> tuple[dict[str, Tensor], Normalization]
     if not place:
         raise ValueError(f"model {model} has no published weights: set pretrained to false or to a file")
     place = f"https://huggingface.co/{place}" if place == config.get("hf_hub_id") else place
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         built = builder(model, imgsz, pretrained=True)()
     except Exception as error:  # the hub's client has errors of several HTTP libraries
@@ -88,6 +86,9 @@ def _config(model: str) -> dict[str, Any]:
 
 
 def _timm() -> Any:
+    # read by the hub's client when timm imports it
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         import timm
     except ModuleNotFoundError as error:

@@ -17,10 +17,9 @@ from trainables.collectives import World
 from trainables.contracts import Data, Metrics, Runtime, State, Task
 from trainables.ema import Ema
 from trainables.optim import build_optimizer, choose
-from trainables.order import seed_of
+from trainables.order import seed_of, share
 from trainables.precision import (
     Precision,
-    choose_memory_format,
     choose_precision,
     scaler_state,
     set_deterministic,
@@ -47,6 +46,8 @@ class Progress:
     improved: float | None = None
     """The metric that `patience` counts from: better than the one before by `min_delta`."""
     improved_epoch: int = 0
+    validated: int = 0
+    """The last epoch that was validated."""
     improved_loss: float | None = None
     """The training loss of that epoch."""
     last_loss: float | None = None
@@ -119,6 +120,12 @@ class Training:
         return min(limits)
 
     @property
+    def most_at_once(self) -> int | None:
+        """What a setting or memory limits the micro-batch to; None: nothing does."""
+        limits = [limit for limit in (self.recipe.micro_batch, self.progress.micro) if limit]
+        return min(limits) if limits else None
+
+    @property
     def phases(self) -> list[Phase]:
         return [Phase(*phase) for phase in self.progress.phases]
 
@@ -134,6 +141,18 @@ class Training:
 
     def lr_factor(self, step: int) -> float:
         return lr_at(self.recipe, self.phases, self.progress.epoch, step, self.data.steps)
+
+    def share_buffers(self, images: int) -> None:
+        """Copy rank 0's running statistics to all ranks before a step on so many images that is normalised by them.
+
+        That is a step in which some rank has a single image left. A checkpoint holds rank 0's, so a resumed run would
+        go on differently without.
+        """
+        if self.world.size == 1 or self.sequence:
+            return
+        shares = [len(range(images)[share(images, rank, self.world.size)]) for rank in range(self.world.size)]
+        if any(size % self.micro == 1 or (self.micro == 1 and size) for size in shares):
+            self.world.broadcast_(self.buffers)
 
     def keep_buffers(self) -> None:
         if self.buffers:
@@ -172,12 +191,12 @@ def start(recipe: Recipe, task: Task, data: Data, runtime: Runtime) -> Training:
         raise ValueError(
             f"batch = {recipe.batch}: it is global, and each of {runtime.world_size} workers needs an image"
         )
-    set_deterministic(recipe.deterministic)
+    # a search for the fastest kernels pays where the shapes stay the same
+    set_deterministic(recipe.deterministic, search=recipe.task == "classify" and not recipe.multi_scale)
     torch.manual_seed(seed_of(recipe.seed))
     world = World(runtime.rank, runtime.world_size, runtime.device)
     precision = choose_precision(recipe, runtime.device)
-    memory_format = choose_memory_format(recipe, precision)
-    model = task.build_model(data.info).to(runtime.device, memory_format=memory_format)  # type: ignore[call-overload]
+    model = task.build_model(data.info).to(runtime.device, memory_format=precision.memory_format)  # type: ignore[call-overload]
     choice = choose(recipe, recipe.total_epochs * data.steps)
     training = Training(
         recipe,
@@ -203,7 +222,7 @@ def start(recipe: Recipe, task: Task, data: Data, runtime: Runtime) -> Training:
         _record_sequence(training)
     if recipe.compile:
         training.compiled = cast(nn.Module, torch.compile(model))
-    runtime.report(_facts(training, memory_format), None)
+    runtime.report(_facts(training), None)
     training.begin()
     return training
 
@@ -215,11 +234,14 @@ def _restore(training: Training) -> None:
         saved = checkpoint.load(folder)
         checkpoint.load_model(training.model, saved.model)
         checkpoint.load_optimizer(training.optimizer, training.model, saved.optimizer)
-        training.progress = Progress(**{"counted": saved.progress["samples"]} | saved.progress)
+        first = {"counted": saved.progress["samples"], "validated": saved.progress["epoch"]}  # of format 1
+        training.progress = Progress(**first | saved.progress)
         if training.ema:
             training.ema.load(saved.ema or saved.model)
         if training.scaler and training.progress.scaler:
             training.scaler.load_state_dict(training.progress.scaler)
+    if training.scaler:
+        training.scaler.scale(torch.zeros((), device=runtime.device))  # else a rank without a share could not step
     _plan(recipe, training.progress)
 
 
@@ -239,7 +261,7 @@ def _plan(recipe: Recipe, progress: Progress) -> None:
     elif wanted > last.last:
         early = progress.stopped_because == "patience" and last.first < progress.epoch < last.last
         first = progress.epoch if early else last.last
-        progress.phases[-1] = list(last._replace(last=first))
+        progress.phases[-1] = list(last._replace(last=first, planned=last.planned or last.last))
         progress.phases.append(list(Phase(first, wanted, recipe.extend_lr)))
 
 
@@ -264,19 +286,19 @@ def _record_sequence(training: Training) -> None:
     sequence.recording = True
     made = task.prepare(sample_batch(info, 1, training.recipe.task), training.runtime.device, train=True)
     with training.precision.autocast():
-        loss = task.loss(training.model, made)["loss"]
+        loss = task.loss(training.model, training.precision.lay_out(made))["loss"]
     loss.backward()
     sequence.recording = False
     training.optimizer.zero_grad(set_to_none=True)
     training.restore_buffers()
 
 
-def _facts(training: Training, memory_format: torch.memory_format) -> Metrics:
+def _facts(training: Training) -> Metrics:
     device, model, recipe = training.runtime.device, training.model, training.recipe
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         "precision": str(training.precision),
-        "channels_last": memory_format == torch.channels_last,
+        "channels_last": training.precision.memory_format == torch.channels_last,
         "compile": bool(recipe.compile),
         "sync_bn": training.sequence is not None,
         "micro": training.micro,

@@ -13,7 +13,7 @@ from trainables.collectives import World
 from trainables.contracts import Data, Runtime
 from trainables.evaluate import evaluate
 from trainables.loop import Progress
-from trainables.precision import choose_memory_format, choose_precision, set_deterministic
+from trainables.precision import choose_precision, set_deterministic
 from trainables.recipe import Recipe
 from trainables.tasks import build_task
 
@@ -47,8 +47,7 @@ class EvaluationJob(Job):
             model = build_trained(task, data.info, state.ema if self.ema else state.model)
         except ValueError as error:
             raise ConfigError(f"{self.restore}: {error}") from error
-        memory_format = choose_memory_format(recipe, precision)
-        model = model.to(runtime.device, memory_format=memory_format)  # type: ignore[call-overload]
+        model = model.to(runtime.device, memory_format=precision.memory_format)  # type: ignore[call-overload]
 
         def on_samples(seen: int) -> None:
             runtime.report({"evaluated": seen * runtime.world_size, "step": seen}, None)
@@ -57,7 +56,8 @@ class EvaluationJob(Job):
 
         watched = WatchedData(data if self.indices is None else RelabelledData(data, self.indices), on_samples)
         world = World(runtime.rank, runtime.world_size, runtime.device)
-        micro = state.progress.get("micro") or None
+        limits = [limit for limit in (recipe.micro_batch, state.progress.get("micro")) if limit]
+        micro = min(limits) if limits else None
         scores, details = evaluate(task, model, watched, world, precision, micro)
         told = {"precision": str(precision), "epoch": state.progress["epoch"]}
         runtime.report({"scores": scores, "details": details, **told}, None)

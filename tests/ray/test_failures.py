@@ -77,7 +77,8 @@ def test_a_loss_that_is_not_finite_names_step_and_samples(make_config: MakeConfi
 
 @pytest.mark.slow
 def test_a_learning_rate_that_is_too_high(make_config: MakeConfig) -> None:
-    with pytest.raises(RunError, match=r"(the loss is (nan|inf)|not finite) at epoch \d+, step \d+, .*lower lr") as failure:
+    told = r"(the loss is (nan|inf)|not finite) at epoch \d+, step \d+, .*lower lr"
+    with pytest.raises(RunError, match=told) as failure:
         train(make_config(2, lr=1e18, warmup_epochs=0, epochs=20))
     assert _summary(_run_folder(failure.value))["status"] == "failed"
 

@@ -16,6 +16,7 @@ from trainables.collectives import World
 from trainables.contracts import Batch, DataInfo
 from trainables.headroom import Peak, memory_limit, resident
 from trainables.local import LocalRuntime
+from trainables.precision import set_deterministic
 from trainables.recipe import Recipe
 from trainables.tasks.classify import Classify
 
@@ -58,7 +59,7 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> None:
         speed: float = {1: 10, 2: 18, 4: 30, 8: 50, 16: 80, 32: 70, 64: 60, 128: 50}[trial.size]
         if trial.precision.dtype == torch.bfloat16:
             speed *= SPEED["bf16"]
-        if trial.memory_format == torch.contiguous_format:
+        if trial.precision.memory_format == torch.contiguous_format:
             speed *= SPEED["NCHW"]
         return [trial.size / speed] * count
 
@@ -143,9 +144,27 @@ def test_what_is_decided_is_not_measured_again() -> None:
     made = recipe(batch=-1, compile=False)
     first = decided(Costly(made), made)
     task = Costly(made)
-    again = decided(task, first.recipe)
+    again = decide(first.recipe, task, INFO, LocalRuntime(device=CPU, restore_from=Path("last")))
     assert (again.recipe, again.decided, again.table) == (first.recipe, {}, [])
     assert task.sizes == [], "not one step is taken"
+
+
+def test_an_optimizer_that_was_chosen_stays_when_the_run_gets_longer() -> None:
+    made = recipe(optimizer="auto", lr=None, epochs=10, batch=8)
+    first = decided(Costly(made), made).recipe
+    assert (first.optimizer, first.lr) == ("AdamW", 1e-3)
+    longer = first.model_copy(update={"epochs": 1000})
+    assert (decided(Costly(made), longer).recipe.optimizer, longer.lr) == ("AdamW", 1e-3)
+    assert decided(Costly(made), made.model_copy(update={"epochs": 1000})).recipe.optimizer == "SGD"
+
+
+def test_a_run_that_is_to_repeat_measures_no_precision() -> None:
+    made = recipe(deterministic=True, amp=True, batch=8)
+    try:
+        decision = decided(Costly(made), made)
+    finally:
+        set_deterministic(False)
+    assert (decision.recipe.amp, decision.recipe.channels_last, decision.table) == ("bf16", True, [])
 
 
 def test_a_model_that_cannot_be_compiled_is_not_where_that_is_left_open(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,8 +18,8 @@ from trainables import checkpoint
 from trainables.collectives import World
 from trainables.contracts import Batch
 from trainables.local import LocalRuntime
-from trainables.loop import fit
-from trainables.norms import synchronise
+from trainables.loop import Progress, fit
+from trainables.norms import SyncedBatchNorm, synchronise
 from trainables.order import seed_of
 from trainables.precision import set_deterministic
 from trainables.recipe import Recipe
@@ -237,6 +237,64 @@ def one_norm(world: World) -> list[list[float]]:
     return [ours.running_mean.tolist()] if ours.running_mean is not None else []
 
 
+def empty_rank(world: World) -> list[float]:
+    """One rank has no samples at all in its forward pass, as a mask head without proposals."""
+    norm = nn.BatchNorm2d(4)
+    sequence = synchronise(norm, CPU)
+    torch.manual_seed(0)
+    whole = torch.randn(5, 4, 3, 3)
+    mine = (whole if world.rank == 0 else whole[:0]).clone().requires_grad_()
+    norm(mine).square().sum().backward()
+    sequence.finish()
+    plain = nn.BatchNorm2d(4)
+    plain(whole)
+    torch.testing.assert_close(norm.running_var, plain.running_var)
+    assert norm.running_mean is not None
+    return list(norm.running_mean.tolist())
+
+
+def test_a_rank_without_samples_does_not_spoil_the_statistics(tmp_path: Path) -> None:
+    first, second = run_ranks(2, empty_rank, tmp_path)
+    assert first == second
+    assert all(math.isfinite(value) for value in first)
+
+
+def test_norms_that_do_more_than_normalise_are_left_alone() -> None:
+    class NormAndActivation(nn.BatchNorm2d):
+        pass
+
+    model = nn.Sequential(NormAndActivation(3), nn.BatchNorm2d(3))
+    synchronise(model, CPU)
+    assert type(model[0]) is NormAndActivation
+    assert type(model[1]) is SyncedBatchNorm
+
+
+def uneven_rank(world: World, folder: str, stop: bool) -> list[float]:
+    """66 images in batches of 32: of the last batch each of two ranks has one image, where running statistics count."""
+    made, recorder = recipe(model="tests.tiny:conv_norm", sync_bn=False, batch=32, epochs=2), Recorder()
+    data = toy(train=66, batch=32, rank=world.rank, world_size=world.size)
+    own = Path(folder)
+    if stop:
+        with LocalRuntime(own if world.rank == 0 else None, recorder, device=CPU) as runtime:
+            runtime.rank, runtime.world_size = world.rank, world.size
+            recorder.stop_at, recorder.stop = (1, 2), runtime.stop.set
+            runtime.interrupted = lambda: recorder.kinds.count("step") >= 2  # type: ignore[method-assign]
+            assert fit(made, Classify(made), data, runtime).stopped_because == "interruption"
+        world.gather(0)  # rank 0 has written
+    runtime = RankRuntime(world, recorder)
+    runtime._restore_from = own / "last" if stop else None
+    fit(made, Classify(made), data, runtime)
+    return [float(value) for tensor in recorder.model.values() for value in tensor.flatten()]
+
+
+def test_ranks_with_single_images_resume_to_the_bit(tmp_path: Path) -> None:
+    results = []
+    for stop in (False, True):
+        (tmp_path / f"{stop}").mkdir()
+        results.append(run_ranks(2, uneven_rank, tmp_path / f"{stop}", str(tmp_path / "run"), stop)[0])
+    assert results[0] == results[1]
+
+
 def test_a_synchronised_norm_is_torchs_norm_of_the_whole_batch(tmp_path: Path) -> None:
     first, second = run_ranks(2, one_norm, tmp_path)
     assert first == second != []
@@ -447,6 +505,11 @@ def test_time_ends_a_run_also_in_mid_epoch_and_counts_over_sessions(tmp_path: Pa
 # ------------------------------------------------------------------------------------------------ added epochs
 
 
+def spans(progress: Progress) -> list[list[Any]]:
+    """First epoch, last epoch and rate of each phase."""
+    return [phase[:3] for phase in progress.phases]
+
+
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
 def test_epochs_and_more_epochs_are_one_run_under_a_constant_rate(tmp_path: Path, optimizer: str) -> None:
     """To the bit, with batch norm, dropout and a moving average."""
@@ -473,7 +536,7 @@ def test_the_rate_of_added_epochs_is_the_one_that_was_asked_for(tmp_path: Path) 
         longer = made.model_copy(update={"epochs": 4, "extend_lr": how})
         progress, recorder = run(longer, toy(), tmp_path / how, tmp_path / how / "last")
         rates = [made.lr * made.lrf if made.lr else 0, *[row["lr"] for row in recorder.rows]]
-        assert progress.phases == [[0, 2, "restart"], [2, 4, how]]
+        assert spans(progress) == [[0, 2, "restart"], [2, 4, how]]
         if how == "hold":
             assert rates == pytest.approx(expected)
         else:
@@ -485,7 +548,7 @@ def test_what_was_interrupted_ends_its_plan_before_the_added_epochs(tmp_path: Pa
     made = recipe(epochs=4)
     run(made, toy(), tmp_path, stop_at=(2, 2))
     progress, recorder = run(made.model_copy(update={"epochs": 6}), toy(), tmp_path, tmp_path / "last")
-    assert progress.phases == [[0, 4, "restart"], [4, 6, "restart"]]
+    assert spans(progress) == [[0, 4, "restart"], [4, 6, "restart"]]
     assert [row["epoch"] for row in recorder.rows] == [2, 3, 4, 5, 6]
 
 
@@ -494,8 +557,22 @@ def test_what_was_stopped_early_begins_the_added_epochs_at_once(tmp_path: Path) 
     stopped, _ = run(made, toy(), tmp_path)
     assert (stopped.epoch, stopped.stopped_because) == (4, "patience")
     progress, recorder = run(made.model_copy(update={"epochs": 60}), toy(), tmp_path, tmp_path / "last")
-    assert progress.phases == [[0, 4, "restart"], [4, 60, "restart"]]
+    assert spans(progress) == [[0, 4, "restart"], [4, 60, "restart"]]
     assert len(recorder.rows) == 3, "patience counts anew, from the first added epoch on"
+
+
+def test_a_rate_that_is_held_after_an_early_stop_is_the_one_it_stopped_with(tmp_path: Path) -> None:
+    made = recipe(epochs=50, metric="val_loss", patience=3, min_delta=10.0, extend_lr="hold")
+    _, first = run(made, toy(), tmp_path)
+    _, more = run(made.model_copy(update={"epochs": 60}), toy(), tmp_path, tmp_path / "last")
+    assert first.rows[-1]["lr"] > 0.5 * 0.05, "far from the end of the plan"
+    assert {row["lr"] for row in more.rows} == {first.rows[-1]["lr"]}
+
+
+def test_patience_is_looked_at_where_there_was_a_validation() -> None:
+    progress, recorder = run(recipe(epochs=30, metric="val_loss", patience=3, val_interval=5, min_delta=10.0), toy())
+    assert (progress.epoch, progress.improved_epoch, progress.stopped_because) == (10, 5, "patience")
+    assert recorder.rows[-1]["val_loss"] is not None
 
 
 def test_epochs_auto_goes_on_while_the_metric_improves(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -504,7 +581,7 @@ def test_epochs_auto_goes_on_while_the_metric_improves(monkeypatch: pytest.Monke
     improving = recipe(epochs="auto", metric="val_loss", lr=0.01, patience=3)
     progress, recorder = run(improving, toy())
     assert (progress.epoch, progress.stopped_because) == (16, "epochs")
-    assert progress.phases == [[0, 4, "restart"], [4, 8, "restart"], [8, 16, "restart"]]
+    assert spans(progress) == [[0, 4, "restart"], [4, 8, "restart"], [8, 16, "restart"]]
     assert [(e["decision"], e["epochs"]) for e in recorder.events] == [("extend", 8), ("extend", 16)]
     assert "val_loss was at its best 0 epochs ago" in recorder.events[0]["text"]
 

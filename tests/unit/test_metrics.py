@@ -76,6 +76,8 @@ def test_half_precision_logits_are_measured_in_full() -> None:
 class OtherRanks:
     """A World in which another rank has the state of a given metric."""
 
+    device = CPU
+
     def __init__(self, other: ClassificationMetric) -> None:
         self.tensors = iter([other.confusion, other.sums])
 
