@@ -93,7 +93,7 @@ def check_labels(manifest: Manifest, selection: Selection, task: str) -> None:
     if task == "classify":
         _check_classes(manifest)
     else:
-        _check_objects(manifest, selection.train, task)
+        _check_objects(manifest, selection, task)
     if not len(selection.val):
         raise ValueError("no validation images can be held back, one image per class: add a second one or a val folder")
 
@@ -105,16 +105,22 @@ def _check_classes(manifest: Manifest) -> None:
         raise ValueError(f"there is one class only ({manifest.classes[0]}): a classifier needs two or more")
 
 
-def _check_objects(manifest: Manifest, train: Keys, task: str) -> None:
-    """At least one training image must have an object, for instance segmentation one with a mask."""
+def _check_objects(manifest: Manifest, selection: Selection, task: str) -> None:
+    """Training and validation images must have an object at least, for instance segmentation one with a mask."""
     if not manifest.has_objects:
         raise ValueError("the images have a class but no boxes: this is data for task: classify")
     keys = sample_keys(manifest.table["id"].to_pylist())
-    objects = manifest.table["objects"].take(pa.array(np.flatnonzero(np.isin(keys, train)))).combine_chunks()
-    found = pc.list_flatten(objects)
-    found = found.filter(pc.invert(found.field("crowd")))
+
+    def objects_of(chosen: Keys) -> pa.Array:
+        objects = manifest.table["objects"].take(pa.array(np.flatnonzero(np.isin(keys, chosen)))).combine_chunks()
+        found = pc.list_flatten(objects)
+        return found.filter(pc.invert(found.field("crowd")))
+
+    found = objects_of(selection.train)
     if not len(found):
         raise ValueError("no training image has an object (crowds do not count): there is nothing to learn from")
+    if len(selection.val) and not len(objects_of(selection.val)):
+        raise ValueError("no validation image has an object (crowds do not count): there is nothing to measure by")
     if task == "segment" and found.field("mask").null_count == len(found):
         raise ValueError(
             "the objects have boxes but no masks, and task: segment learns from masks: set task to detect, or add masks"

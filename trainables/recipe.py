@@ -217,6 +217,14 @@ class Recipe(Settings):
             raise ValueError("Input should be greater than or equal to 0")
         return value
 
+    @field_validator("label_smoothing")
+    @classmethod
+    def _label_smoothing(cls, value: float, info: ValidationInfo) -> float:
+        task = info.data.get("task", "classify")
+        if value and task != "classify":
+            raise ValueError(f"task = {task}: labels are smoothed for task: classify only; leave it out")
+        return value
+
     @field_validator("memory")
     @classmethod
     def _memory(cls, value: int | str | None) -> int | str | None:

@@ -108,3 +108,10 @@ def test_the_size_is_the_models_own_where_none_is_named(tmp_path: Path, task: st
     checked, _ = preflight(config(coco(tmp_path / "set"), task, tmp_path, imgsz=None, model=model))
     assert checked is not None
     assert checked.imgsz == size
+
+
+def test_validation_images_without_any_object_are_refused(tmp_path: Path) -> None:
+    data = coco(tmp_path / "set")
+    file = data / "annotations" / "instances_val2017.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"annotations": []}))
+    assert "no validation image has an object" in problems(data, "detect", tmp_path)["data"]

@@ -104,3 +104,19 @@ def test_a_recipe_cannot_be_changed_and_survives_json() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         made.lr = 0.2  # type: ignore[misc]
     assert Recipe.model_validate_json(made.model_dump_json()) == made
+
+
+@pytest.mark.parametrize(
+    ("settings", "key", "told"),
+    [
+        ({"val_interval": 0}, "val_interval", "patience = 50 needs validation"),
+        ({"val_interval": 0, "patience": 0, "epochs": "auto"}, "val_interval", "epochs = auto needs validation"),
+        ({"task": "detect", "label_smoothing": 0.1}, "label_smoothing", "for task: classify only"),
+        ({"freeze": -1}, "freeze", "greater than or equal to 0"),
+        ({"memory": "-1GB"}, "memory", "6GB"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], key: str, told: str) -> None:
+    ((found, message),) = problems(**settings)
+    assert found == key
+    assert told in message
