@@ -19,13 +19,14 @@ from typing import Any
 import torch
 
 from benchmarks._timing import Seconds, print_table, ratio, take_turns
-from trainables.batching import decide, sample_batch
+from trainables.batching import decide
 from trainables.contracts import DataInfo
 from trainables.local import LocalRuntime
 from trainables.optim import build_optimizer, choose
 from trainables.precision import choose_precision
 from trainables.recipe import Recipe
 from trainables.tasks import build_task
+from trainables.trials import sample_batch
 
 CPU = torch.device("cpu")
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -7,36 +7,26 @@ the data set has; then the ranks agree. The decisions are settings like those of
 from __future__ import annotations
 
 import math
-import socket
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, cast
 
 import torch
-from torch import nn
 
 from trainables.collectives import World
-from trainables.contracts import Batch, DataInfo, Metrics, Runtime, Targets, Task
-from trainables.ema import Ema
-from trainables.headroom import Peak, is_out_of_memory, memory_limit, release_memory, resident
-from trainables.norms import norms_in_eval, synchronise
-from trainables.optim import build_optimizer, choose
-from trainables.order import seed_of
-from trainables.precision import Precision, choose_precision, set_deterministic
+from trainables.contracts import DataInfo, Metrics, Runtime, Task
+from trainables.optim import choose
+from trainables.precision import choose_precision, set_deterministic
 from trainables.recipe import Recipe
+from trainables.trials import Bench, Row, Trial
 
 LEAST_STEPS = 8
 """``batch: -1`` leaves an epoch at least so many optimizer steps."""
 SAME = 0.02
 """Throughputs that differ by less are the same: then the larger batch, or the plainer setting, is taken."""
-TIMED_STEPS, ROUNDS = 3, 2
+ROUNDS = 2
 TRIAL_IMAGES = 8
 """Precision and memory format are compared on so many images at a time."""
 LONG_SECONDS = 300.0
 """``amp: auto`` compares precisions on a CPU where the run is expected to take longer."""
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -63,7 +53,7 @@ def decide(recipe: Recipe, task: Task, info: DataInfo, runtime: Runtime) -> Deci
     table: list[Row] = []
     plans_memory = on_cpu and runtime.restore() is None
     if recipe.batch == -1 or recipe.compile == "auto" or plans_memory or (on_cpu and _formats_are_open(recipe)):
-        bench = _Bench(recipe, task, info, world)
+        bench = Bench(recipe, task, info, world)
         first = bench.first()
         if on_cpu and _formats_are_open(recipe):
             settled = _settle_precision(bench, settled, first, table)
@@ -89,141 +79,7 @@ def _formats_are_open(recipe: Recipe) -> bool:
     return not recipe.deterministic and (recipe.amp in ("auto", True) or recipe.channels_last == "auto")
 
 
-def sample_batch(info: DataInfo, count: int, task: str) -> Batch:
-    """A made-up global batch: `count` images of the largest size of the training, each with the most objects."""
-    size, classes = info.largest or info.imgsz, max(len(info.classes), 1)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
-    labels = torch.randint(0, classes, (count,), generator=generator)
-    targets = None
-    if task != "classify":
-        targets = [_targets(max(info.objects, 1), size, classes, task == "segment", generator) for _ in range(count)]
-        labels = torch.full((count,), -1)
-    return Batch(images, labels, torch.arange(count).numpy(), count, targets)
-
-
-def _targets(count: int, size: int, classes: int, masks: bool, generator: torch.Generator) -> Targets:
-    """Boxes of an eighth to a half of the image, with rectangles as masks."""
-    sides = size / 8 + torch.rand(count, 2, generator=generator) * size * 3 / 8
-    corners = torch.rand(count, 2, generator=generator) * (size - sides)
-    boxes = torch.cat([corners, corners + sides], 1)
-    drawn = None
-    if masks:
-        drawn = torch.zeros(count, size, size, dtype=torch.uint8)
-        for mask, (x0, y0, x1, y1) in zip(drawn, boxes.long().tolist(), strict=True):
-            mask[y0 : y1 + 1, x0 : x1 + 1] = 1
-    labels = torch.randint(0, classes, (count,), generator=generator)
-    return Targets(boxes, labels, torch.zeros(count, dtype=torch.bool), drawn)
-
-
-@dataclass(frozen=True)
-class _Trial:
-    """A way to train, as it is measured."""
-
-    size: int
-    precision: Precision
-    compiled: bool = False
-
-    def row(self) -> Row:
-        return {
-            "images": self.size,
-            "precision": str(self.precision),
-            "channels_last": self.precision.memory_format == torch.channels_last,
-            "compile": self.compiled,
-        }
-
-
-class _Bench:
-    """One model on this rank, on which steps are measured: the weights that it ends with are thrown away."""
-
-    def __init__(self, recipe: Recipe, task: Task, info: DataInfo, world: World) -> None:
-        self.recipe, self.task, self.info, self.world = recipe, task, info, world
-        self.base = resident() if world.device.type == "cpu" else 0
-        hosts = world.gather(socket.gethostname())
-        self.limit = memory_limit(recipe, world.device, hosts.count(hosts[world.rank]))
-        torch.manual_seed(seed_of(recipe.seed))
-        self.model: nn.Module = task.build_model(info).to(world.device)
-        if world.size > 1 and recipe.sync_bn is True:
-            synchronise(self.model, world.device).recording = True  # their memory, without their collectives
-        choice = choose(recipe, 1)
-        self.optimizer = build_optimizer(choice, self.model, recipe.weight_decay)
-        self.ema = Ema(self.model, recipe.ema) if recipe.ema else None
-
-    def close(self) -> None:
-        """Give back the model's memory."""
-        del self.model, self.optimizer, self.ema
-        release_memory()
-
-    def plain(self, size: int, recipe: Recipe) -> _Trial:
-        """What the recipe says, where it leaves nothing to measure."""
-        precision = choose_precision(recipe, self.world.device)
-        return _Trial(size, precision)
-
-    def first(self) -> list[Row]:
-        """One image, then two, in float32 unless the recipe says otherwise: rows of the slowest and largest rank.
-
-        Raises ValueError where one image does not fit.
-        """
-        auto = self.recipe.amp in ("auto", True)
-        recipe = (
-            self.recipe.model_copy(update={"amp": False}) if auto and self.world.device.type == "cpu" else self.recipe
-        )
-        return [self.agree(self.measure(self.plain(size, recipe), steps=2)) for size in (1, 2)]
-
-    def measure(self, trial: _Trial, steps: int = TIMED_STEPS) -> Row:
-        """Seconds per step and peak bytes of this rank; None where it does not fit."""
-        row = trial.row()
-        try:
-            with Peak(self.world.device, self.base) as peak:
-                seconds = min(self._steps(trial, steps))
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            release_memory()
-            return row | {"seconds": None, "bytes": None}
-        return row | {"seconds": seconds, "bytes": peak.bytes}
-
-    def agree(self, row: Row) -> Row:
-        """The row of the slowest rank with the memory of the largest (collective); `fits` all or nobody."""
-        rows = self.world.gather(row | {"limit": self.limit})
-        fits = all(r["seconds"] is not None and r["bytes"] <= r["limit"] for r in rows)
-        seconds = max(r["seconds"] or math.inf for r in rows)
-        agreed = row | {"fits": fits, "bytes": max((r["bytes"] or 0 for r in rows), default=0) or None}
-        if math.isinf(seconds):
-            return agreed | {"seconds": None, "images_per_second": None}
-        return agreed | {"seconds": seconds, "images_per_second": row["images"] * self.world.size / seconds}
-
-    def _steps(self, trial: _Trial, steps: int) -> Iterator[float]:
-        """The seconds of each of some training steps, after one that warms up."""
-        batch = sample_batch(self.info, trial.size, self.recipe.task)
-        model = self.model.to(memory_format=trial.precision.memory_format)
-        called = cast(nn.Module, torch.compile(model)) if trial.compiled else model
-        model.train()
-        for number in range(1 + steps):
-            started = time.perf_counter()
-            self._step(called, batch, trial.precision)
-            if number:
-                yield time.perf_counter() - started
-
-    def _step(self, model: nn.Module, batch: Batch, precision: Precision) -> None:
-        """A whole step, but with a rate of zero: the weights stay as they are."""
-        device = self.world.device
-        with norms_in_eval(self.model, len(batch) == 1):
-            self.optimizer.zero_grad(set_to_none=True)
-            inputs = precision.lay_out(self.task.prepare(batch, device, train=True))
-            with precision.autocast():
-                loss = self.task.loss(model, inputs)["loss"]
-            loss.backward()
-        for group in self.optimizer.param_groups:
-            group["lr"] = 0.0
-        self.optimizer.step()
-        if self.ema:
-            self.ema.update(1)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-
-def _settle_precision(bench: _Bench, recipe: Recipe, first: list[Row], table: list[Row]) -> Recipe:
+def _settle_precision(bench: Bench, recipe: Recipe, first: list[Row], table: list[Row]) -> Recipe:
     """On a CPU: precision and memory format by measurement, where that is asked for or the run is long."""
     size = _most_that_fits(bench, first, min(TRIAL_IMAGES, _share(recipe, bench)))
     plain = recipe.model_copy(update={"amp": False}) if recipe.amp in (True, "auto") else recipe
@@ -249,13 +105,13 @@ def _seconds(row: Row) -> float:
     return math.inf if row["seconds"] is None else float(row["seconds"])
 
 
-def _is_long(recipe: Recipe, bench: _Bench, row: Row) -> bool:
+def _is_long(recipe: Recipe, bench: Bench, row: Row) -> bool:
     """Whether the run takes longer than LONG_SECONDS, at this row's throughput."""
     rate = row["images_per_second"]
     return rate is not None and bench.info.train * recipe.total_epochs / rate > LONG_SECONDS
 
 
-def _settle_batch(bench: _Bench, recipe: Recipe, table: list[Row]) -> Recipe:
+def _settle_batch(bench: Bench, recipe: Recipe, table: list[Row]) -> Recipe:
     """The share of a rank with the best throughput within memory, times the ranks."""
     ranks, size, rows = bench.world.size, 1, list[Row]()
     most = max(bench.info.train // (LEAST_STEPS * ranks), 1)
@@ -295,14 +151,14 @@ def _has_fallen(rows: list[Row]) -> bool:
     return len(rates) == 3 and max(rates[1:]) < rates[0] * (1 - SAME)
 
 
-def _settle_micro(bench: _Bench, recipe: Recipe, first: list[Row]) -> Recipe:
+def _settle_micro(bench: Bench, recipe: Recipe, first: list[Row]) -> Recipe:
     """On a CPU: a micro-batch that memory holds, where the whole share does not fit."""
     wanted = min(_share(recipe, bench), recipe.micro_batch or recipe.batch)
     fits = _most_that_fits(bench, first, wanted)
     return recipe if fits >= wanted else recipe.model_copy(update={"micro_batch": fits})
 
 
-def _most_that_fits(bench: _Bench, first: list[Row], wanted: int) -> int:
+def _most_that_fits(bench: Bench, first: list[Row], wanted: int) -> int:
     """How many images memory holds, as one and two of them tell. Raises ValueError where one does not fit."""
     one, two = first
     if not one["fits"]:
@@ -314,13 +170,13 @@ def _most_that_fits(bench: _Bench, first: list[Row], wanted: int) -> int:
     return max(1, min(wanted, 2 + int((limit - two["bytes"]) / each)))
 
 
-def _settle_compile(bench: _Bench, recipe: Recipe, table: list[Row]) -> Recipe:
+def _settle_compile(bench: Bench, recipe: Recipe, table: list[Row]) -> Recipe:
     """Compile where it is faster; a model that cannot be compiled is not."""
     size = min(_share(recipe, bench), recipe.micro_batch or TRIAL_IMAGES, TRIAL_IMAGES if bench.base else 64)
     plain = bench.plain(size, recipe)
     rows = [bench.agree(bench.measure(plain))]
     try:
-        compiled = bench.measure(_Trial(size, plain.precision, compiled=True))
+        compiled = bench.measure(Trial(size, plain.precision, compiled=True))
     except Exception as error:  # whatever a compiler raises
         compiled = plain.row() | {"compile": True, "seconds": None, "bytes": None, "error": str(error).splitlines()[:1]}
     rows.append(bench.agree(compiled))
@@ -329,12 +185,12 @@ def _settle_compile(bench: _Bench, recipe: Recipe, table: list[Row]) -> Recipe:
     return recipe.model_copy(update={"compile": after > before * (1 + SAME)})
 
 
-def _share(recipe: Recipe, bench: _Bench) -> int:
+def _share(recipe: Recipe, bench: Bench) -> int:
     """The most images that a rank has of a batch."""
     return TRIAL_IMAGES if recipe.batch == -1 else -(-recipe.batch // bench.world.size)
 
 
-def _one_is_too_much(bench: _Bench, row: Row) -> str:
+def _one_is_too_much(bench: Bench, row: Row) -> str:
     needs = f"{row['bytes'] / 1e9:.2f} GB" if row["bytes"] else "more"
     size = bench.info.largest or bench.info.imgsz
     return (

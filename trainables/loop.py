@@ -8,10 +8,11 @@ from typing import Any
 from trainables.contracts import Data, Metrics, Runtime, Task
 from trainables.evaluate import evaluate
 from trainables.meter import Meter
+from trainables.progress import Progress
 from trainables.recipe import Recipe
 from trainables.schedules import Phase
 from trainables.step import train_step
-from trainables.training import Progress, Training, next_stage, start
+from trainables.training import Training, next_stage, start
 
 __all__ = ["Progress", "evaluate", "fit"]
 

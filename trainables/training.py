@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
@@ -12,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from trainables import checkpoint, norms
-from trainables.batching import sample_batch
 from trainables.collectives import World
 from trainables.contracts import Data, Metrics, Runtime, State, Task
 from trainables.ema import Ema
@@ -24,56 +22,13 @@ from trainables.precision import (
     scaler_state,
     set_deterministic,
 )
+from trainables.progress import Progress
 from trainables.recipe import AUTO_EPOCHS, Recipe
 from trainables.schedules import Phase, lr_at
+from trainables.trials import sample_batch
 
 SMALL_SHARE = 16
 """``sync_bn: auto`` synchronises where a rank has fewer images than this at a time."""
-
-
-@dataclass
-class Progress:
-    """Where a training is: what a checkpoint stores beside the tensors. `samples` are those consumed of `epoch`."""
-
-    epoch: int = 0
-    samples: int = 0
-    loss_sum: float = 0.0
-    counted: int = 0
-    """Samples in `loss_sum`: those of skipped steps are not."""
-    best: float | None = None
-    best_epoch: int = 0
-    stopped_because: str = ""
-    improved: float | None = None
-    """The metric that `patience` counts from: better than the one before by `min_delta`."""
-    improved_epoch: int = 0
-    validated: int = 0
-    """The last epoch that was validated."""
-    improved_loss: float | None = None
-    """The training loss of that epoch."""
-    last_loss: float | None = None
-    """The training loss of the last epoch."""
-    seconds: float = field(default=0.0, compare=False)
-    """Over all sessions."""
-    updates: int = 0
-    """Optimizer steps."""
-    micro: int = 0
-    """The micro-batch that memory forced; 0: none."""
-    phases: list[Any] = field(default_factory=list)
-    skipped: list[dict[str, Any]] = field(default_factory=list)
-    """Steps that were left out because they were not finite: epoch, step, samples."""
-    scaler: dict[str, Any] = field(default_factory=dict)
-
-    def is_better(self, value: float | None, mode: str) -> bool:
-        return _beats(value, self.best, mode, 0.0)
-
-    def has_improved(self, value: float | None, mode: str, min_delta: float) -> bool:
-        return _beats(value, self.improved, mode, min_delta)
-
-
-def _beats(value: float | None, best: float | None, mode: str, margin: float) -> bool:
-    if value is None or math.isnan(value):
-        return False
-    return best is None or (value > best + margin if mode == "max" else value < best - margin)
 
 
 @dataclass

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from tests.ranks import run_ranks
 from tests.tiny import RankRuntime, Recorder, recipe
-from trainables import batching
-from trainables.batching import Decision, decide, sample_batch
+from trainables.batching import Decision, decide
 from trainables.collectives import World
 from trainables.contracts import Batch, DataInfo
 from trainables.headroom import Peak, memory_limit, resident
@@ -19,6 +18,7 @@ from trainables.local import LocalRuntime
 from trainables.precision import set_deterministic
 from trainables.recipe import Recipe
 from trainables.tasks.classify import Classify
+from trainables.trials import Bench, sample_batch
 
 CPU = torch.device("cpu")
 INFO = DataInfo("toy", "", ("red", "green", "blue"), 800, 10, 0, 8)
@@ -63,7 +63,7 @@ def steady(monkeypatch: pytest.MonkeyPatch) -> None:
             speed *= SPEED["NCHW"]
         return [trial.size / speed] * count
 
-    monkeypatch.setattr(batching._Bench, "_steps", steps)
+    monkeypatch.setattr(Bench, "_steps", steps)
 
 
 SPEED = {"bf16": 2.0, "NCHW": 0.5}
