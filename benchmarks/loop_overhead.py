@@ -3,7 +3,7 @@
 Both loops train the same model with the same loss, optimizer, threads and precision, and take each batch in turns;
 their losses must be equal. For each task it prints a table and
 
-    classify_time_ratio, detect_time_ratio, segment_time_ratio
+    classify_time_ratio, accumulate_time_ratio (the same in four parts per step), detect_time_ratio, segment_time_ratio
                       time of a step in `fit` / in the hand-written loop, the median over all steps (at most 1.02)
     report_block_ms   what `report` with a checkpoint blocks beyond the time to write the file (below 20)
 """
@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ OBJECTS = 5
 """Of each image."""
 SETTINGS: dict[str, dict[str, Any]] = {
     "classify": {"model": "resnet18", "imgsz": 96, "batch": 32, "images": 256},
+    "accumulate": {"task": "classify", "model": "resnet18", "imgsz": 96, "batch": 32, "micro_batch": 8, "images": 256},
     "detect": {"model": "ssdlite320_mobilenet_v3_large", "imgsz": 160, "batch": 8, "images": 64},
     "segment": {"model": "maskrcnn_mobilenet_v3_large_fpn", "imgsz": 128, "batch": 4, "images": 16},
 }
@@ -93,13 +95,18 @@ class ByHand:
             choose(recipe, data.steps * recipe.total_epochs), self.model, recipe.weight_decay
         )
 
-    def step(self, batch: Batch) -> float:
-        inputs = self.task.prepare(batch, self.device, train=True)
+    def step(self, batch: Batch, seeds: Callable[[int], int]) -> float:
+        """One step; `seeds` gives that of each part, for what the model draws (dropout, sampling)."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.task.loss(self.model, inputs)["loss"]
-        loss.backward()
+        total = 0.0
+        for number, part in enumerate(batch.split(self.recipe.micro_batch or len(batch))):
+            torch.manual_seed(seeds(number))
+            inputs = self.task.prepare(part, self.device, train=True)
+            loss = self.task.loss(self.model, inputs)["loss"] * (len(part) / len(batch))
+            loss.backward()
+            total += loss.item()
         self.optimizer.step()
-        return loss.item()
+        return total
 
     def state(self) -> State:
         tensors = checkpoint.optimizer_tensors(self.optimizer, self.model)
@@ -122,23 +129,27 @@ class InTurns(WrappedData):
         self.seconds.append(steps)
         total = 0.0
         for step, batch in enumerate(self.data.train(epoch)):
-            recipe = self.hand.recipe
-            torch.manual_seed(seed_of(recipe.seed, epoch, step, 0, 0))  # dropout and sampling as `fit` draws them
+            seeds = partial(_seed, self.hand.recipe.seed, epoch, step)
             started = self.clock()
-            total += self.hand.step(batch) * len(batch)
+            total += self.hand.step(batch, seeds) * len(batch)
             handed_out = self.clock()
             yield batch
             steps.append((handed_out - started, self.clock() - handed_out))
         self.losses.append(total / self.info.train)
 
 
-def compare(task: str, epochs: int, changes: dict[str, Any], clock: Callable[[], float]) -> float:
+def _seed(seed: int, epoch: int, step: int, part: int) -> int:
+    """As `fit` seeds the parts of a step on rank 0."""
+    return seed_of(seed, epoch, step, part, 0)
+
+
+def compare(name: str, epochs: int, changes: dict[str, Any], clock: Callable[[], float]) -> float:
     """Print the table of a task and its ratio. Returns what a report blocks beyond writing, in milliseconds."""
-    settings = SETTINGS[task] | changes
-    images = settings.pop("images")
+    settings = {"task": name} | SETTINGS[name] | changes
+    images, task = settings.pop("images"), str(settings["task"])
     recipe = Recipe.model_validate(
         settings
-        | {"task": task, "epochs": epochs + 1, "warmup_epochs": 0.0, "schedule": "constant", "lr": 1e-3}
+        | {"epochs": epochs + 1, "warmup_epochs": 0.0, "schedule": "constant", "lr": 1e-3}
         | {"optimizer": "SGD", "amp": False, "channels_last": True, "val_interval": 0, "patience": 0}
     )
     assert recipe.imgsz is not None
@@ -158,7 +169,7 @@ def compare(task: str, epochs: int, changes: dict[str, Any], clock: Callable[[],
             started = time.perf_counter()
             checkpoint.save(Path(folder) / "written", checkpoint.capture(data.hand.state()))
             written.append(time.perf_counter() - started)
-    print(f"{task}: {recipe.model}, {recipe.imgsz} px, batch {recipe.batch}, {torch.get_num_threads()} threads")
+    print(f"{name}: {recipe.model}, {recipe.imgsz} px, batch {recipe.batch}, {torch.get_num_threads()} threads")
     print(f"{'epoch':>5} {'by hand ms/step':>16} {'fit ms/step':>12} {'ratio':>7} {'loss':>9} {'report ms':>10}")
     measured = list(zip(data.seconds, rows, data.losses, runtime.blocked, strict=True))[1:]  # the first warms up
     for steps, row, loss, blocked in measured:
@@ -166,7 +177,7 @@ def compare(task: str, epochs: int, changes: dict[str, Any], clock: Callable[[],
         hand, mine = (1e3 * statistics.median(column) for column in zip(*steps, strict=True))
         print(f"{row['epoch']:5} {hand:16.1f} {mine:12.1f} {mine / hand:7.3f} {loss:9.4f} {1e3 * blocked:10.1f}")
     ratios = [mine / hand for steps, *_ in measured for hand, mine in steps]
-    print(f"{task}_time_ratio: {statistics.median(ratios):.3f}\n", flush=True)
+    print(f"{name}_time_ratio: {statistics.median(ratios):.3f}\n", flush=True)
     return 1e3 * (statistics.median(runtime.blocked[1:]) - statistics.median(written))
 
 
