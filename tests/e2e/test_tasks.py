@@ -17,7 +17,10 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
 FORMATS = Path(__file__).parents[2] / "docs" / "formats.md"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="the shared data sets are not here")
 
-DETECT = {"task": "detect", "model": "ssdlite320_mobilenet_v3_large", "imgsz": 160, "batch": 16, "lr": 0.002}
+DETECT = {
+    **{"task": "detect", "model": "ssdlite320_mobilenet_v3_large", "imgsz": 224, "batch": 8, "optimizer": "AdamW"},
+    **{"lr": 0.002, "scale": 0.3, "flipud": 0.5, "val_interval": 5},
+}
 SEGMENT = {
     "task": "segment",
     "model": "light:maskrcnn",
@@ -30,8 +33,8 @@ SEGMENT = {
     "flipud": 0.5,
 }
 RUNS: dict[str, dict[str, Any]] = {
-    "bccd_voc": DETECT | {"epochs": 8},
-    "veg_yolo": DETECT | {"epochs": 30, "batch": 8, "val_interval": 5},
+    "bccd_voc": DETECT | {"epochs": 10},
+    "veg_yolo": DETECT | {"epochs": 60, "val_interval": 15},
     "nuts_coco": SEGMENT | {"epochs": 60, "val_interval": 15},
     "dsb2018_nuclei": SEGMENT | {"epochs": 10, "val_interval": 2, "format": "nuclei:read"},
 }
