@@ -18,8 +18,15 @@ FORMATS = Path(__file__).parents[2] / "docs" / "formats.md"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="the shared data sets are not here")
 
 DETECT = {
-    **{"task": "detect", "model": "ssdlite320_mobilenet_v3_large", "imgsz": 224, "batch": 8, "optimizer": "AdamW"},
-    **{"lr": 0.002, "scale": 0.3, "flipud": 0.5, "val_interval": 5},
+    "task": "detect",
+    "model": "ssdlite320_mobilenet_v3_large",
+    "imgsz": 224,
+    "batch": 8,
+    "optimizer": "AdamW",
+    "lr": 0.002,
+    "scale": 0.3,
+    "flipud": 0.5,
+    "val_interval": 5,
 }
 SEGMENT = {
     "task": "segment",
