@@ -47,7 +47,7 @@ class Recorder:
     to_first_step: float | None = None
 
     def __post_init__(self) -> None:
-        self.config = self.checked.config
+        self.config = self.checked.config.model_copy(update={"name": self.folder.name})
         """With what was decided in place of what was open."""
         self.epochs = self.config.total_epochs
         self.chosen_by = self.before.get("batch", {}).get("chosen_by", "config")

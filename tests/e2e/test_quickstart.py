@@ -33,6 +33,8 @@ SUMMARY: dict[str, Any] = {
     "metric": {"name": "top1", "mode": "max", "best": float, "best_epoch": int, "last": float},
     "epochs_completed": EPOCHS,
     "batch": {"global": BATCH, "per_worker": BATCH // 2, "micro": BATCH // 2, "accumulation": 1, "chosen_by": "config"},
+    "measured": list,
+    "events": list,
     "precision": str,
     "optimizer": {"name": "AdamW", "lr": LR, "momentum": 0.9, "chosen_by": "auto"},
     "throughput": {"images_per_second": float, "data_wait_fraction": float}
@@ -158,7 +160,7 @@ def test_the_screen_tells_what_was_decided(run: Path, finished: Finished, module
     assert str(module_shell.folder / "cache") in told["cache"]
     assert "2 workers with a CPU each" in told["devices"]
     assert told["batch"] == f"{BATCH} = 2 x {BATCH // 2}"
-    assert told["precision"] == summary(run)["precision"]
+    assert told["precision"] == f"{summary(run)['precision']}, NHWC"
     assert GIVEN["model"] in told["model"]
     assert "AdamW" in told["optimizer"]
     assert told["run"] == str(run)
