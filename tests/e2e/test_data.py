@@ -145,6 +145,7 @@ def test_a_bucket_is_trained_on_like_the_folder(shell: Shell, folder: Path, endp
     assert "s3://elsewhere/pictures" in gone.err
 
 
+@pytest.mark.slow
 def test_fraction_is_told_and_lies_within_the_larger_one(shell: Shell, folder: Path) -> None:
     seen = []
     for fraction in (0.1, 0.2):
@@ -162,6 +163,7 @@ def test_fraction_is_told_and_lies_within_the_larger_one(shell: Shell, folder: P
     assert [sum(f"/{name}/" in id_ for id_ in seen[0]) for name in ("blue", "green", "red")] == [18] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting a small disk needs root")
 @pytest.mark.parametrize("cache", ["disk", "auto"])
 def test_a_disk_that_fills_up_while_it_is_built(shell: Shell, folder: Path, tmp_path: Path, cache: str) -> None:

@@ -64,6 +64,7 @@ def test_an_extension_that_gives_nothing_to_do_is_refused(extended: Shell, argum
     assert (extended.storage / "digits/parts/config.yaml").read_text() == before
 
 
+@pytest.mark.slow
 def test_a_run_that_patience_stopped_is_told_why_and_can_have_more(extended: Shell) -> None:
     config = extended.config(name="early", epochs=50, patience=2, min_delta=0.9)
     done = extended.run("train", config, "--local")

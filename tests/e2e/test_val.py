@@ -67,6 +67,7 @@ def test_the_best_checkpoint_gives_the_numbers_of_results_csv(run: Path, module_
         assert sum(int(line["samples"]) for line in csv.DictReader(file)) == 359
 
 
+@pytest.mark.slow
 def test_two_workers_give_the_same_numbers(run: Path, module_shell: Shell) -> None:
     done = module_shell.run("val", str(run), "scaling.workers=2", "batch=64")
     assert done.code == 0, done.err
@@ -77,6 +78,7 @@ def test_two_workers_give_the_same_numbers(run: Path, module_shell: Shell) -> No
     assert {name: found[name] for name in ("top1", "top5")} == {name: best(run)[name] for name in ("top1", "top5")}
 
 
+@pytest.mark.slow
 def test_the_training_part_and_a_checkpoint_by_name(run: Path, module_shell: Shell) -> None:
     done = module_shell.run("val", str(run / "checkpoints" / "last"), "split=train")
     assert done.code == 0, done.err
