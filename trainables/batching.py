@@ -54,7 +54,7 @@ def decide(recipe: Recipe, task: Task, info: DataInfo, runtime: Runtime) -> Deci
     plans_memory = on_cpu and runtime.restore() is None
     if recipe.batch == -1 or recipe.compile == "auto" or plans_memory or (on_cpu and _formats_are_open(recipe)):
         bench = Bench(recipe, task, info, world)
-        first = bench.first()
+        first = bench.first() if on_cpu else []  # a GPU tells when its memory is full
         if on_cpu and _formats_are_open(recipe):
             settled = _settle_precision(bench, settled, first, table)
         if settled.batch == -1:

@@ -109,10 +109,9 @@ def _why_stop(training: Training) -> str:
 
 def _why_end(training: Training) -> str:
     """Why the epoch just finished is the last, whatever its metric is, or nothing; the ranks agree."""
-    progress, limit = training.progress, training.recipe.time
-    over = limit is not None and training.seconds >= limit * 3600
-    interrupted, over_time = training.world.sum([float(training.runtime.interrupted()), float(over)])
-    if progress.epoch >= training.last_epoch:
+    told = [float(training.runtime.interrupted()), float(training.time_is_over)]
+    interrupted, over_time = training.world.sum(told)
+    if training.progress.epoch >= training.last_epoch:
         return "epochs"
     if interrupted:
         return "interruption"

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from trainables.contracts import Batch
+from trainables.contracts import Batch, Task
 from trainables.recipe import Recipe
 
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -39,6 +39,13 @@ class Precision:
     def scaler(self) -> torch.amp.GradScaler | None:
         """float16 alone needs its loss scaled: small gradients would be rounded to zero."""
         return torch.amp.GradScaler(self.device.type) if self.dtype == torch.float16 else None
+
+
+def loss_of(task: Task, model: nn.Module, batch: Batch, precision: Precision, mixed: bool = True) -> Tensor:
+    """The loss of one micro-batch, a scalar, as every training step takes it: on the device, laid out, in precision."""
+    inputs = precision.lay_out(task.prepare(batch, precision.device, train=True))
+    with precision.autocast(mixed):
+        return task.loss(model, inputs)["loss"]
 
 
 def choose_precision(recipe: Recipe, device: torch.device) -> Precision:

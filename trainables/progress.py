@@ -50,3 +50,8 @@ def _beats(value: float | None, best: float | None, mode: str, margin: float) ->
     if value is None or math.isnan(value):
         return False
     return best is None or (value > best + margin if mode == "max" else value < best - margin)
+
+
+def most_at_once(micro_batch: int | None, forced: int) -> int | None:
+    """The micro-batch that the setting and memory (0: it forced none) limit; None: nothing does."""
+    return min((limit for limit in (micro_batch, forced) if limit), default=None)

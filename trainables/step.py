@@ -15,7 +15,7 @@ from trainables.contracts import Batch
 from trainables.headroom import is_out_of_memory, release_memory
 from trainables.norms import norms_in_eval
 from trainables.order import seed_of
-from trainables.precision import total_norm
+from trainables.precision import loss_of, total_norm
 from trainables.training import Training
 
 MOST_SKIPPED = 3
@@ -45,7 +45,7 @@ def train_step(training: Training, batch: Batch, step: int, lr: float) -> Step:
         training.share_buffers(batch.global_size)
         training.keep_buffers()
         total, exhausted = _backward(training, batch, step, mixed)
-        told = [total, exhausted, training.runtime.interrupted(), _time_is_over(training)]
+        told = [total, exhausted, training.runtime.interrupted(), training.time_is_over]
         loss, exhausted_ranks, interrupted, over = training.world.sum([float(value) for value in told])
         outcome = Step(loss, interrupted > 0, over > 0)
         if exhausted_ranks:
@@ -93,10 +93,9 @@ def _backward(training: Training, batch: Batch, step: int, mixed: bool) -> tuple
 
 def _one(training: Training, part: Batch, mixed: bool) -> torch.Tensor:
     """Forward and backward of one micro-batch: its weighted loss."""
-    inputs = training.precision.lay_out(training.task.prepare(part, training.runtime.device, train=True))
     alone = len(part) == 1 and training.sequence is None
-    with norms_in_eval(training.model, alone), training.precision.autocast(mixed):
-        loss = training.task.loss(training.compiled, inputs)["loss"]
+    with norms_in_eval(training.model, alone):
+        loss = loss_of(training.task, training.compiled, part, training.precision, mixed)
     weighted = loss * (len(part) / part.global_size)
     (training.scaler.scale(weighted) if training.scaler and mixed else weighted).backward()
     return weighted.detach()
@@ -178,8 +177,3 @@ def _skip(training: Training, batch: Batch, step: int, loss: float, mine_is_fini
     training.tell(
         "not finite", f"{where}: skipped, with its samples {shown}", step=step + 1, samples=affected, skipped=True
     )
-
-
-def _time_is_over(training: Training) -> bool:
-    limit = training.recipe.time
-    return limit is not None and training.seconds >= limit * 3600

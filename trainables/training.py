@@ -19,10 +19,11 @@ from trainables.order import seed_of, share
 from trainables.precision import (
     Precision,
     choose_precision,
+    loss_of,
     scaler_state,
     set_deterministic,
 )
-from trainables.progress import Progress
+from trainables.progress import Progress, most_at_once
 from trainables.recipe import AUTO_EPOCHS, Recipe
 from trainables.schedules import Phase, lr_at
 from trainables.trials import sample_batch
@@ -71,14 +72,12 @@ class Training:
     @property
     def micro(self) -> int:
         """The most images that go through the model at once."""
-        limits = [self.share, self.recipe.micro_batch or self.share, self.progress.micro or self.share]
-        return min(limits)
+        return min(self.share, self.most_at_once or self.share)
 
     @property
     def most_at_once(self) -> int | None:
         """What a setting or memory limits the micro-batch to; None: nothing does."""
-        limits = [limit for limit in (self.recipe.micro_batch, self.progress.micro) if limit]
-        return min(limits) if limits else None
+        return most_at_once(self.recipe.micro_batch, self.progress.micro)
 
     @property
     def phases(self) -> list[Phase]:
@@ -126,6 +125,11 @@ class Training:
     def seconds(self) -> float:
         """Of training, over all sessions."""
         return self._before + time.monotonic() - self.started
+
+    @property
+    def time_is_over(self) -> bool:
+        limit = self.recipe.time
+        return limit is not None and self.seconds >= limit * 3600
 
     def state(self, best: bool = False) -> State:
         self.progress.seconds, self.progress.scaler = self.seconds, scaler_state(self.scaler)
@@ -239,10 +243,7 @@ def _record_sequence(training: Training) -> None:
     training.keep_buffers()
     training.model.train()
     sequence.recording = True
-    made = task.prepare(sample_batch(info, 1, training.recipe.task), training.runtime.device, train=True)
-    with training.precision.autocast():
-        loss = task.loss(training.model, training.precision.lay_out(made))["loss"]
-    loss.backward()
+    loss_of(task, training.model, sample_batch(info, 1, training.recipe.task), training.precision).backward()
     sequence.recording = False
     training.optimizer.zero_grad(set_to_none=True)
     training.restore_buffers()

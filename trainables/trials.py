@@ -19,7 +19,7 @@ from trainables.headroom import Peak, is_out_of_memory, memory_limit, release_me
 from trainables.norms import norms_in_eval, synchronise
 from trainables.optim import build_optimizer, choose
 from trainables.order import seed_of
-from trainables.precision import Precision, choose_precision
+from trainables.precision import Precision, choose_precision, loss_of
 from trainables.recipe import Recipe
 
 TIMED_STEPS = 3
@@ -122,10 +122,7 @@ class Bench:
         device = self.world.device
         with norms_in_eval(self.model, len(batch) == 1):
             self.optimizer.zero_grad(set_to_none=True)
-            inputs = precision.lay_out(self.task.prepare(batch, device, train=True))
-            with precision.autocast():
-                loss = self.task.loss(model, inputs)["loss"]
-            loss.backward()
+            loss_of(self.task, model, batch, precision).backward()
         for group in self.optimizer.param_groups:
             group["lr"] = 0.0
         self.optimizer.step()

@@ -14,6 +14,7 @@ from trainables.contracts import Data, Runtime
 from trainables.evaluate import evaluate
 from trainables.loop import Progress
 from trainables.precision import choose_precision, set_deterministic
+from trainables.progress import most_at_once
 from trainables.recipe import Recipe
 from trainables.tasks import build_task
 
@@ -56,8 +57,7 @@ class EvaluationJob(Job):
 
         watched = WatchedData(data if self.indices is None else RelabelledData(data, self.indices), on_samples)
         world = World(runtime.rank, runtime.world_size, runtime.device)
-        limits = [limit for limit in (recipe.micro_batch, state.progress.get("micro")) if limit]
-        micro = min(limits) if limits else None
+        micro = most_at_once(recipe.micro_batch, state.progress.get("micro", 0))
         scores, details = evaluate(task, model, watched, world, precision, micro)
         told = {"precision": str(precision), "epoch": state.progress["epoch"]}
         runtime.report({"scores": scores, "details": details, **told}, None)
