@@ -80,7 +80,7 @@ class Recorder:
         """Write and return summary.json, with the names that others build on."""
         config, info, name = self.config, self.info, self.checked.metric
         last = next((row[name] for row in reversed(self.rows) if row.get(name) is not None), None)
-        share = max(-(-config.batch // self.placement.workers), 1)
+        share = self._share
         micro = self.facts.get("micro") or share
         summary = {
             "status": status,
@@ -135,10 +135,15 @@ class Recorder:
         if table:
             self.screen.measured(table)
 
+    @property
+    def _share(self) -> int:
+        """The most images that a worker has of a batch; 1 while the batch is still to be measured."""
+        return max(-(-self.config.batch // self.placement.workers), 1)
+
     def _as_it_runs(self) -> dict[str, str]:
         """What was not known before the model stood in memory."""
         facts, config = self.facts, self.config
-        share = -(-config.batch // self.placement.workers)
+        share = self._share
         micro = f", in parts of {facts['micro']}" if facts["micro"] < share else ""
         frozen = facts["parameters"] - facts["trained"]
         lines = {

@@ -82,20 +82,10 @@ class RunFolder:
     @classmethod
     def create(cls, storage: Path, experiment: str, name: str) -> RunFolder:
         """Make a new folder; a name that is taken gets the next free number. Raises OSError."""
-        parent = storage / experiment
-        parent.mkdir(parents=True, exist_ok=True)
-        number = 1
-        while True:
-            path = parent / (name if number == 1 else f"{name}-{number}")
-            try:
-                path.mkdir()
-            except FileExistsError:
-                number += 1
-                continue
-            folder = cls(path)
-            for part in (folder.checkpoints, folder.logs, folder.plots):
-                part.mkdir()
-            return folder
+        folder = cls(make_folder(storage / experiment, name))
+        for part in (folder.checkpoints, folder.logs, folder.plots):
+            part.mkdir()
+        return folder
 
     @classmethod
     def open(cls, path: Path, done: bool = False) -> Saved:
@@ -164,6 +154,19 @@ class RunFolder:
             return []
         with self.results.open(newline="") as file:
             return next(csv.reader(file), [])
+
+
+def make_folder(parent: Path, name: str) -> Path:
+    """A new folder of this name; one that is taken gets the next free number. Raises OSError."""
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        path = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:
+            number += 1
 
 
 def _number(cell: str) -> int | float:

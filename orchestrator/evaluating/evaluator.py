@@ -31,6 +31,7 @@ from orchestrator.plots.examples import Picture, Pictures
 from orchestrator.preflight import Checked
 from orchestrator.report import pictures_of, plot_details
 from orchestrator.stop import Stop
+from orchestrator.storage import make_folder
 from orchestrator.supervisor import supervise
 from orchestrator.trained import Trained, Weights
 from trainables.augment import FITS
@@ -102,16 +103,8 @@ class Evaluator:
     @contextmanager
     def _new(self) -> Iterator[Path]:
         """RUN/val/NAME, which is taken away again where the evaluation does not come to its end."""
-        parent = self.trained.run / "val"
         name = "".join(c if c.isalnum() or c in "._-" else "-" for c in f"{self.split}-{self.subject.whole.name}")
-        number = 1
-        while True:
-            folder = parent / (name if number == 1 else f"{name}-{number}")
-            try:
-                folder.mkdir(parents=True)
-                break
-            except FileExistsError:
-                number += 1
+        folder = make_folder(self.trained.run / "val", name)
         try:
             yield folder
         except BaseException:
