@@ -119,12 +119,12 @@ def _check_objects(manifest: Manifest, selection: Selection, task: str) -> None:
     found = objects_of(selection.train)
     if not len(found):
         raise ValueError("no training image has an object (crowds do not count): there is nothing to learn from")
-    if len(selection.val) and not len(objects_of(selection.val)):
-        raise ValueError("no validation image has an object (crowds do not count): there is nothing to measure by")
     if task == "segment" and found.field("mask").null_count == len(found):
         raise ValueError(
             "the objects have boxes but no masks, and task: segment learns from masks: set task to detect, or add masks"
         )
+    if len(selection.val) and not len(objects_of(selection.val)):
+        raise ValueError("no validation image has an object (crowds do not count): there is nothing to measure by")
 
 
 def _default_imgsz(config: Config) -> int:

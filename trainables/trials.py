@@ -100,7 +100,7 @@ class Bench:
         rows = self.world.gather(row | {"limit": self.limit})
         fits = all(r["seconds"] is not None and r["bytes"] <= r["limit"] for r in rows)
         seconds = max(r["seconds"] or math.inf for r in rows)
-        agreed = row | {"fits": fits, "bytes": max((r["bytes"] or 0 for r in rows), default=0) or None}
+        agreed = row | {"fits": fits, "bytes": max((r["bytes"] for r in rows if r["bytes"] is not None), default=None)}
         if math.isinf(seconds):
             return agreed | {"seconds": None, "images_per_second": None}
         return agreed | {"seconds": seconds, "images_per_second": row["images"] * self.world.size / seconds}

@@ -195,6 +195,16 @@ def test_the_ranks_agree_on_what_fits_all_of_them(tmp_path: Path) -> None:
     assert max(rank["largest"] for rank in ranks) <= 8, "nobody goes on where one has given up"
 
 
+def test_a_step_that_needs_no_new_memory_takes_none_and_is_planned_with() -> None:
+    """A process whose freed memory is large enough does not grow: that is a figure, and not a missing one."""
+    made = recipe(batch=64)
+    bench = Bench(made, Costly(made), INFO, World(0, 1, CPU))
+    bench.base = resident() * 2
+    first = bench.first()
+    assert [(row["bytes"], row["fits"]) for row in first] == [(0, True), (0, True)]
+    assert decided(Costly(made), made).recipe.micro_batch is None
+
+
 # ------------------------------------------------------------------------------------------------ made-up data
 
 
