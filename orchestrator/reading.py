@@ -78,16 +78,22 @@ def validate(source: Source) -> tuple[Config | None, list[Problem]]:
     try:
         return Config.model_validate(source.values), source.problems
     except ValidationError as error:
-        wrong: dict[str, list[str]] = {}
-        for item in error.errors():
-            key, message = _explain(item)
-            wrong.setdefault(key, []).append(message)
-        problems = source.problems + [Problem(key, _either(messages)) for key, messages in wrong.items()]
-        rest = {k: v for k, v in source.values.items() if k not in {key.split(".")[0] for key in wrong}}
+        wrong = explain(error)
+        problems = source.problems + wrong
+        rest = {k: v for k, v in source.values.items() if k not in {p.key.split(".")[0] for p in wrong}}
         try:
             return Config.model_validate(rest), problems
         except ValidationError:
             return None, problems
+
+
+def explain(error: ValidationError) -> list[Problem]:
+    """What a validation refused, a problem per key, in our words."""
+    wrong: dict[str, list[str]] = {}
+    for item in error.errors():
+        key, message = _explain(item)
+        wrong.setdefault(key, []).append(message)
+    return [Problem(key, _either(messages)) for key, messages in wrong.items()]
 
 
 def _read_yaml(
