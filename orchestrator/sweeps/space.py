@@ -47,6 +47,8 @@ def default_space(batch: int, train: int, workers: int) -> dict[str, Any]:
     """
     from trainables.optim import OPTIMIZERS  # imports torch
 
+    assert batch > 0, "a batch that is still to be measured has no halves"
+
     def around(lr: float) -> dict[str, Any]:
         return {"loguniform": [float(f"{lr * 10**decades:.0e}") for decades in (-LR_DECADES, LR_DECADES)]}
 
