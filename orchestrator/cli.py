@@ -72,15 +72,36 @@ def train(config: ConfigFile, overrides: Overrides = None, local: Local = False,
 
 
 @app.command()
+def tune(config: ConfigFile, overrides: Overrides = None, verbose: Verbose = False) -> None:
+    """Search for the best configuration as `tune` in CONFIG says."""
+    source = read_source(config, overrides or [])
+    valid, problems = validate(source)
+    early = None if problems or not valid else connect_early(valid, False, verbose, surely=True)
+    from orchestrator.sweeps.screen import SweepScreen
+
+    screen = SweepScreen(verbose)
+    screen.waiting("checking the config, the space, the data and the model")
+    with screen:
+        from orchestrator.tune import tune_source
+
+        _run(lambda: tune_source(source, verbose=verbose, started=STARTED, early=early, screen=screen), verbose)
+
+
+@app.command()
 def resume(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of an interrupted run.")],
+    run: Annotated[str, typer.Argument(metavar="RUN|SWEEP", help="Folder of an interrupted run or sweep.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[scaling.KEY=VALUE]...", help="Other machines than before.")
     ] = None,
     local: Local = False,
     verbose: Verbose = False,
 ) -> None:
-    """Go on with an interrupted run from its last checkpoint."""
+    """Go on with an interrupted run from its last checkpoint, or with an interrupted sweep."""
+    if is_sweep(run):
+        from orchestrator import tune as tuning
+
+        _run(lambda: tuning.resume_sweep(run, overrides or (), verbose=verbose), verbose)
+        return
     with _screen(verbose) as screen:
         from orchestrator import train as training
 
@@ -89,17 +110,26 @@ def resume(
 
 @app.command()
 def extend(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a finished, stopped or interrupted run.")],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN|SWEEP", help="Folder of a finished, stopped or interrupted run or sweep.")
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="KEY=VALUE...", help="epochs, time, patience, min_delta, extend_lr (restart or hold), scaling.*"
+            metavar="KEY=VALUE...",
+            help="Of a run: epochs, time, patience, min_delta, extend_lr (restart or hold), scaling.*. Of a sweep: "
+            "samples, epochs (of a trial), hours, total_epochs, as 40, +20 or 2x; scaling.*.",
         ),
     ] = None,
     local: Local = False,
     verbose: Verbose = False,
 ) -> None:
-    """Give a run more epochs, time or patience, and go on with it."""
+    """Give a run more epochs, time or patience, or a sweep more trials, and go on with it."""
+    if is_sweep(run):
+        from orchestrator import tune as tuning
+
+        _run(lambda: tuning.extend_sweep(run, overrides or (), verbose=verbose), verbose)
+        return
     with _screen(verbose) as screen:
         from orchestrator import train as training
 
@@ -213,6 +243,11 @@ def schema(
 ) -> None:
     """Print the JSON schema of config files, for editors."""
     typer.echo(schema_markdown() if markdown else json.dumps(json_schema(), indent=2), nl=not markdown)
+
+
+def is_sweep(path: str) -> bool:
+    """Whether a folder is that of a sweep."""
+    return os.path.isfile(os.path.join(os.path.expanduser(path), "journal.jsonl"))
 
 
 def _screen(verbose: bool) -> Screen:

@@ -77,6 +77,61 @@ class Tracking(Settings):
         return value
 
 
+class Tune(Settings):
+    """How `orchestrator tune` searches."""
+
+    space: dict[str, Any] | None = Field(
+        None,
+        description="Config keys (dotted) and where each is searched, as {lr: {loguniform: [1.0e-4, 0.1]}}; null: "
+        "optimizer, lr, lrf and batch.",
+    )
+    searcher: Text = Field(
+        "optuna",
+        description="Who proposes configurations: random, grid, optuna (TPE), or package.module:function.",
+    )
+    scheduler: Text = Field(
+        "asha",
+        description="Who stops bad trials early: asha, hyperband (asha with several graces), median, none, or "
+        "package.module:function.",
+    )
+    samples: Int | None = Field(
+        None, ge=1, description="Configurations to try; null: 16, for grid all of its combinations."
+    )
+    hours: Float | None = Field(None, gt=0, description="Most wall-clock hours of the sweep, over all sessions.")
+    epochs: Int | None = Field(None, ge=1, description="Most epochs of all trials together.")
+    max_epochs: Int | None = Field(None, ge=1, description="Epochs of a trial that nothing stops; null: `epochs`.")
+    grace: Int | None = Field(
+        None,
+        ge=1,
+        description="Epochs before a trial may be stopped; null: a 27th of its epochs, and more than the warm-up.",
+    )
+    reduction: Int = Field(3, ge=2, description="One in so many trials goes on at each comparison of asha, hyperband.")
+    brackets: Int = Field(3, ge=1, le=8, description="Graces that hyperband tries, each `reduction` times the last.")
+    start_from: list[dict[str, Any] | Text] = Field(
+        [],
+        description="Configurations to try first, after the config's own, as {lr: 0.01}; or folders of earlier sweeps "
+        "to learn from.",
+    )
+    concurrent: Int | None = Field(
+        None, ge=1, description="Most trials at once; null: as many as the machine or cluster holds."
+    )
+    cpus: Int | None = Field(
+        None, ge=1, description="CPUs of a trial's worker; null: 1, with GPUs a GPU's share of its machine."
+    )
+    gpus: Float | None = Field(
+        None, ge=0, description="GPUs of a trial's worker, also a half, third or quarter; null: 1 where there are any."
+    )
+    retries: Int = Field(3, ge=0, description="How often a trial goes on after its process, or its machine, was lost.")
+    continue_best: Bool = Field(False, description="Train the winner on, to the whole of `epochs`.")
+
+    @field_validator("gpus")
+    @classmethod
+    def _gpus(cls, value: float | None) -> float | None:
+        if value and (value % 1 if value > 1 else abs(1 / value - round(1 / value)) > 1e-6):
+            raise ValueError("must be a whole number, or a half, third, quarter ... of a GPU: Ray gives no others")
+        return value
+
+
 class Config(Recipe):
     """Everything that one run needs. Frozen; unknown keys are refused."""
 
@@ -134,6 +189,7 @@ class Config(Recipe):
     )
     scaling: Scaling = Field(Scaling(), description="Where the training runs.")
     tracking: Tracking = Field(Tracking(), description="Where the numbers go.")
+    tune: Tune = Field(Tune(), description="How `orchestrator tune` searches.")
 
     @field_validator("format")
     @classmethod
@@ -164,6 +220,7 @@ def redact(text: str) -> str:
 
 
 def dump(config: Config) -> str:
-    """The YAML text of a resolved config, every key in the order of the schema."""
-    values = {"format_version": FORMAT_VERSION, **config.model_dump(mode="json")}
+    """The YAML text of a resolved config, every key in the order of the schema; `tune` where it says something."""
+    silent = {"tune"} if config.tune == Tune() else set()
+    values = {"format_version": FORMAT_VERSION, **config.model_dump(mode="json", exclude=silent)}
     return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))

@@ -11,7 +11,7 @@ import io
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -53,7 +53,7 @@ class Screen:
         self._table: _Table | None = None
         self._epoch, self._epochs, self._epoch_seconds = 0, 0, 0.0
 
-    def __enter__(self) -> Screen:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:

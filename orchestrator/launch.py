@@ -45,6 +45,15 @@ class Placement:
     in_process: bool = False
     address: str | None = None
     """The cluster that was named; None for this machine."""
+    cpus: int = 1
+    """Of each worker."""
+    gpus: float = 1
+    """Of each worker, where `gpu`."""
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """Of each worker, as Ray counts."""
+        return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpu else {})
 
     def __str__(self) -> str:
         device = "GPU" if self.gpu else "CPU"
@@ -165,9 +174,9 @@ def connect(address: str | None, verbose: bool) -> bool:
     return True
 
 
-def connect_early(config: Config | None, local: bool, verbose: bool) -> Future[bool] | None:
+def connect_early(config: Config | None, local: bool, verbose: bool, surely: bool = False) -> Future[bool] | None:
     """`connect` in a thread, beside the imports and checks of the driver, where a run surely needs a Ray of its own."""
-    workers = config.scaling.workers if config else "auto"
+    workers = 1 if surely else config.scaling.workers if config else "auto"
     if config is None or local or named_cluster(config) or not isinstance(workers, int) or workers > cpu_count():
         return None
     return _STARTER.submit(connect, None, verbose)

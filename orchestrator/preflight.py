@@ -47,14 +47,19 @@ class Checked:
         return self.config.imgsz
 
 
-def preflight(config: Config) -> tuple[Checked | None, list[Problem]]:
-    """Check data, model, metric and storage. Every problem is returned; the result is None where there is one."""
+def preflight(config: Config, like: Checked | None = None) -> tuple[Checked | None, list[Problem]]:
+    """Check data, model, metric and storage. Every problem is returned; the result is None where there is one.
+
+    like: a config with the same data, whose manifest and selection are taken over.
+    """
     problems: list[Problem] = []
     manifest = chosen = storage = model = task = None
     imgsz = config.imgsz or _default_imgsz(config)
     try:
-        manifest = read_manifest(config.data, config.format)
-        chosen = select(manifest, config.val_fraction, config.fraction, config.seed)
+        manifest = like.manifest if like else read_manifest(config.data, config.format)
+        chosen = (
+            (like.selection, like.used) if like else select(manifest, config.val_fraction, config.fraction, config.seed)
+        )
         check_labels(manifest, chosen[0], config.task)
     except (ValueError, OSError) as error:
         key = "format" if config.format in str(error) and ":" in config.format else "data"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from orchestrator.console import Screen
 from orchestrator.launch import Placement
 from orchestrator.preflight import Checked
 from orchestrator.storage import RunFolder
@@ -16,6 +16,22 @@ from trainables.contracts import DataInfo, Metrics
 from trainables.optim import choose
 
 DETAILS = "details"
+
+
+class Watcher(Protocol):
+    """Who is shown what a run tells: a screen, or a line in the table of a sweep."""
+
+    def decided(self, decisions: Mapping[str, str]) -> None: ...
+
+    def measured(self, table: list[Metrics]) -> None: ...
+
+    def progress(self, metrics: Metrics, epochs: int | None = None) -> None: ...
+
+    def epoch(self, row: Metrics, epochs: int, metric: str, better: bool) -> None: ...
+
+    def warn(self, text: str) -> None: ...
+
+    def note(self, text: str) -> None: ...
 
 
 @dataclass
@@ -28,7 +44,7 @@ class Recorder:
     cache: dict[str, Any]
     """Tier, bytes, build_seconds, reused."""
     folder: RunFolder
-    screen: Screen
+    screen: Watcher
     tracker: Tracker
     started: float
     """Wall-clock time of the command."""
@@ -63,6 +79,10 @@ class Recorder:
             return
         if "event" in metrics:
             self._note(metrics)
+            return
+        if "recent" in metrics:
+            for row in metrics["recent"]:
+                self._epoch(row)
             return
         if "device" in metrics:
             self.facts = metrics
@@ -166,6 +186,9 @@ class Recorder:
         (self.screen.warn if kind in ("memory", "not finite") else self.screen.note)(metrics["text"])
 
     def _epoch(self, metrics: Metrics) -> None:
+        """Take an epoch's row, once: what was trained again, or told again, is known."""
+        if self.rows and metrics["epoch"] <= self.rows[-1]["epoch"]:
+            return
         row = {k: v for k, v in metrics.items() if k != DETAILS}
         if better := DETAILS in metrics:
             self.details = metrics[DETAILS]

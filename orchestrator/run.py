@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ class Run:
 
     def _train(self, prepared: Prepared) -> Result:
         self.stop.raise_if_asked()
-        view = self._view()
+        view = view_of(self.checked)
         loader = Loader(prepared.cache, view)
         folder = self._folder(prepared.cache)
         recorder = self._recorder(folder, loader, prepared)
@@ -93,23 +93,6 @@ class Run:
             raise RunError(_explain(error, folder)) from error
         status = STATUS.get(because, "stopped")
         return self._finish(recorder, prepared.cache, status, self.stop.reason if status == "interrupted" else because)
-
-    def _view(self) -> View:
-        config, manifest = self.checked.config, self.checked.manifest
-        return View(
-            name=manifest.name,
-            fingerprint=manifest.fingerprint,
-            classes=manifest.classes,
-            imgsz=self.checked.imgsz,
-            batch=max(config.batch, 1),  # -1: measured first
-            seed=config.seed,
-            train=self.checked.selection.train,
-            val=self.checked.selection.val,
-            augmentation=Augmentation(**config.model_dump(include={f.name for f in fields(Augmentation)})),
-            fit=FITS[config.task],
-            multi_scale=config.multi_scale,
-            masks=config.task == "segment",
-        )
 
     def _folder(self, cache: Cache) -> RunFolder:
         if self.saved:
@@ -210,10 +193,29 @@ class Run:
         if details:
             report.plot_details(details, classes, folder.path, report.pictures_of(cache))
         if first_batch:  # else what failed may have been the data
-            loader = Loader(cache, replace(self._view(), batch=max(recorder.config.batch, 1)))
+            loader = Loader(cache, replace(view_of(self.checked), batch=max(recorder.config.batch, 1)))
             report.plot_train_batch(loader.first_batch(), classes, folder.plots / "train_batch.png")
 
 
 def _explain(error: Exception, folder: RunFolder) -> str:
     """One message for a failed run: the error and its place, where to read more."""
     return f"the run failed: {describe(error)}\nmore in {folder.logs}; the run: {folder.path}"
+
+
+def view_of(checked: Checked) -> View:
+    """What of the cache a run reads, and how."""
+    config, manifest = checked.config, checked.manifest
+    return View(
+        name=manifest.name,
+        fingerprint=manifest.fingerprint,
+        classes=manifest.classes,
+        imgsz=checked.imgsz,
+        batch=max(config.batch, 1),  # -1: measured first
+        seed=config.seed,
+        train=checked.selection.train,
+        val=checked.selection.val,
+        augmentation=Augmentation.of(config),
+        fit=FITS[config.task],
+        multi_scale=config.multi_scale,
+        masks=config.task == "segment",
+    )

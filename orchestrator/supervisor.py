@@ -22,9 +22,13 @@ Handle = Callable[[Metrics, bool], None]
 """Takes a report of the loop, and whether it came with a state."""
 
 
-def supervise(job: Job, placement: Placement, cache: Cache, handle: Handle, stop: Stop) -> str:
-    """Run the loop to its end where `placement` says. Returns why it stopped; raises what the loop raised."""
+def supervise(job: Job, placement: Placement, cache: Cache | None, handle: Handle, stop: Stop) -> str:
+    """Run the loop to its end where `placement` says. Returns why it stopped; raises what the loop raised.
+
+    cache: open in this process; workers open their own.
+    """
     if placement.in_process:
+        assert cache is not None
         return _run_here(job, placement, cache, handle, stop)
     return _run_in_workers(job, placement, handle, stop)
 
@@ -33,7 +37,7 @@ def _run_here(job: Job, placement: Placement, cache: Cache, handle: Handle, stop
     def on_report(metrics: Metrics, state: State | None) -> None:
         handle(metrics, state is not None)
 
-    threads = set_threads(1, placement.gpu)
+    threads = set_threads(1, placement.gpu, job.threads)
     with LocalRuntime(job.run_folder / "checkpoints", on_report, job.restore, stop=stop.event) as runtime:
         return job.run(cache, runtime, threads).stopped_because
 
@@ -48,7 +52,7 @@ def _run_in_workers(job: Job, placement: Placement, handle: Handle, stop: Stop) 
     def run() -> None:
         try:
             with tempfile.TemporaryDirectory(prefix="orchestrator-") as scratch:
-                run_workers(job, mailbox, placement.workers, placement.gpu, Path(scratch))
+                run_workers(job, mailbox, placement, Path(scratch))
         except Exception as error:
             failures.append(error)
 

@@ -20,7 +20,7 @@ from orchestrator.data.loader import Loader, View
 from orchestrator.data.nodes import Place
 from orchestrator.data.recorded import record
 from orchestrator.errors import WorkerError, describe
-from orchestrator.launch import cpu_count
+from orchestrator.launch import Placement, cpu_count
 from orchestrator.mailbox import PULSE_SECONDS, Courier, Message
 from orchestrator.profiling import profiled
 from trainables.batching import decide
@@ -31,7 +31,7 @@ from trainables.recipe import Recipe
 from trainables.tasks import build_task
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """Everything that a worker needs, as plain values."""
 
@@ -44,6 +44,12 @@ class Job:
     profile: bool
     cpus: int
     """Of the whole cluster; they decode what no cache holds."""
+    measured: bool = False
+    """Whether what can be measured has been decided already: trials of a sweep share it."""
+    largest_batch: int = 0
+    """The largest batch that what is measured must hold for; 0: that of the recipe."""
+    threads: int = 0
+    """Of each worker; 0: its share of the machine."""
 
     def run(self, cache: Cache, runtime: Runtime, threads: int) -> Progress:
         """What every rank does."""
@@ -112,7 +118,7 @@ def run_loop(job: Job, cache: Cache, runtime: Runtime, threads: int) -> Progress
     """Decide what is to be measured, then train: what every rank does, in a worker or in the driver's process."""
     recipe = Recipe.model_validate(job.recipe)
     info = Loader(cache, job.view, runtime.rank, runtime.world_size).info
-    decision = decide(recipe, build_task(recipe), info, runtime)
+    decision = decide(recipe, build_task(recipe), info, runtime, job.measured, job.largest_batch)
     runtime.report({"decided": decision.decided, "table": decision.table}, None)
     return fit(decision.recipe, build_task(recipe), build_data(job, cache, decision.recipe, runtime, threads), runtime)
 
@@ -125,12 +131,12 @@ def build_data(job: Job, cache: Cache, recipe: Recipe, runtime: Runtime, threads
     return profiled(data, job.run_folder / "logs") if job.profile and runtime.rank == 0 else data
 
 
-def set_threads(local_workers: int, gpu: bool) -> int:
+def set_threads(local_workers: int, gpu: bool, threads: int = 0) -> int:
     """Divide the machine's CPUs among its workers: torch takes the share on a CPU, the loader on a GPU machine.
 
-    Returns the loader's threads.
+    `threads`: of a worker, where that is settled. Returns the loader's threads.
     """
-    threads = max(1, cpu_count() // local_workers)
+    threads = threads or max(1, cpu_count() // local_workers)
     torch.set_num_threads(threads)
     return threads if gpu else 1
 
@@ -145,7 +151,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     runtime = TrainRuntime(settings["mailbox"], job.run_folder / "checkpoints", job.restore)
     outcome: Metrics | None = None
     try:
-        threads = set_threads(context.get_local_world_size(), runtime.device.type == "cuda")
+        threads = set_threads(context.get_local_world_size(), runtime.device.type == "cuda", job.threads)
         try:
             with closing(job.cache.open()) as cache:
                 progress = job.run(cache, runtime, threads)
@@ -159,7 +165,7 @@ def train_worker(settings: dict[str, Any]) -> None:
         runtime.close(outcome)
 
 
-def run_workers(job: Job, mailbox: Any, workers: int, gpu: bool, scratch: Path) -> None:
+def run_workers(job: Job, mailbox: Any, placement: Placement, scratch: Path) -> None:
     """Run Ray Train in the driver until the workers are done (blocks). Raises what the user's code raised, or Ray's.
 
     Ray's own retries are off: the driver decides what happens after a failure.
@@ -172,10 +178,10 @@ def run_workers(job: Job, mailbox: Any, workers: int, gpu: bool, scratch: Path) 
         train_worker,
         train_loop_config={"job": job, "mailbox": mailbox},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers,
-            use_gpu=gpu,
-            resources_per_worker={"CPU": 1, "GPU": 1} if gpu else {"CPU": 1},
-            placement_strategy="PACK" if gpu else "SPREAD",
+            num_workers=placement.workers,
+            use_gpu=placement.gpu,
+            resources_per_worker=placement.resources,
+            placement_strategy="PACK" if placement.gpu else "SPREAD",
         ),
         run_config=ray.train.RunConfig(
             storage_path=str(scratch), failure_config=ray.train.FailureConfig(max_failures=0)
@@ -185,7 +191,23 @@ def run_workers(job: Job, mailbox: Any, workers: int, gpu: bool, scratch: Path) 
         trainer.fit()
     except ray.train.WorkerGroupError as error:
         failures = error.worker_failures
-        raise failures[min(failures)] from error
+        lost = [rank for rank, failure in failures.items() if is_lost(failure)]  # why others failed too
+        raise failures[min(lost or failures)] from error
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether an error says that a process or its machine was lost, and nothing of what ran in it."""
+    import ray
+
+    lost = (
+        ray.exceptions.RayActorError,
+        ray.exceptions.NodeDiedError,
+        ray.exceptions.OutOfMemoryError,
+        ray.exceptions.WorkerCrashedError,
+        ray.exceptions.LocalRayletDiedError,
+        ray.exceptions.ObjectLostError,
+    )
+    return isinstance(error, lost)
 
 
 def _log_to(path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Self
 
 import cv2
 import numpy as np
+
+from trainables.recipe import Recipe
 
 cv2.setNumThreads(0)  # the loader's threads each take an image; OpenCV's own pool would fight with them
 
@@ -51,6 +53,10 @@ class Augmentation:
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Self:
+        return cls(**{field.name: getattr(recipe, field.name) for field in fields(cls)})
 
     @property
     def colours(self) -> bool:

@@ -40,10 +40,18 @@ class Decision:
     """A row per measured batch or setting: seconds per step, images per second and bytes, of the slowest rank."""
 
 
-def decide(recipe: Recipe, task: Task, info: DataInfo, runtime: Runtime) -> Decision:
+def decide(
+    recipe: Recipe,
+    task: Task,
+    info: DataInfo,
+    runtime: Runtime,
+    measured: bool = False,
+    largest_batch: int = 0,
+) -> Decision:
     """Measure what the recipe leaves open and decide it, the same on all ranks (collective).
 
-    On a CPU, whose memory ends a process without a warning, the micro-batch is planned too.
+    On a CPU, whose memory ends a process without a warning, the micro-batch is planned too, for `largest_batch` where
+    that is more than the recipe's. `measured`: all of that was done before, for a recipe like this one.
     Raises ValueError where not even one image fits.
     """
     world = World(runtime.rank, runtime.world_size, runtime.device)
@@ -52,7 +60,8 @@ def decide(recipe: Recipe, task: Task, info: DataInfo, runtime: Runtime) -> Deci
     settled = recipe
     table: list[Row] = []
     plans_memory = on_cpu and runtime.restore() is None
-    if recipe.batch == -1 or recipe.compile == "auto" or plans_memory or (on_cpu and _formats_are_open(recipe)):
+    is_open = recipe.batch == -1 or recipe.compile == "auto" or plans_memory or (on_cpu and _formats_are_open(recipe))
+    if is_open and not measured:
         bench = Bench(recipe, task, info, world)
         first = bench.first() if on_cpu else []  # a GPU tells when its memory is full
         if on_cpu and _formats_are_open(recipe):
@@ -60,7 +69,7 @@ def decide(recipe: Recipe, task: Task, info: DataInfo, runtime: Runtime) -> Deci
         if settled.batch == -1:
             settled = _settle_batch(bench, settled, table)
         elif on_cpu:
-            settled = _settle_micro(bench, settled, first)
+            settled = _settle_micro(bench, settled, first, largest_batch)
         if settled.compile == "auto":
             settled = _settle_compile(bench, settled, table)
         bench.close()
@@ -151,9 +160,10 @@ def _has_fallen(rows: list[Row]) -> bool:
     return len(rates) == 3 and max(rates[1:]) < rates[0] * (1 - SAME)
 
 
-def _settle_micro(bench: Bench, recipe: Recipe, first: list[Row]) -> Recipe:
+def _settle_micro(bench: Bench, recipe: Recipe, first: list[Row], largest_batch: int) -> Recipe:
     """On a CPU: a micro-batch that memory holds, where the whole share does not fit."""
-    wanted = min(_share(recipe, bench), recipe.micro_batch or recipe.batch)
+    batch = max(recipe.batch, largest_batch)
+    wanted = min(-(-batch // bench.world.size), recipe.micro_batch or batch)
     fits = _most_that_fits(bench, first, wanted)
     return recipe if fits >= wanted else recipe.model_copy(update={"micro_batch": fits})
 

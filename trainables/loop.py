@@ -51,6 +51,7 @@ def fit(recipe: Recipe, task: Task, data: Data, runtime: Runtime) -> Progress:
         because = _why_end(training)
         better, scores, details = _score(training, because in ("epochs", "time"))
         row |= scores | {"skipped_steps": len(progress.skipped), "seconds": meter.seconds}
+        progress.remember(row)
         row |= {"details": details} if better else {}
         progress.stopped_because = because if because != "epochs" else _next_stage(training)
         progress.stopped_because = progress.stopped_because or _out_of_patience(training)

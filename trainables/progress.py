@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+RECENT = 5
+
 
 @dataclass
 class Progress:
@@ -38,6 +40,11 @@ class Progress:
     skipped: list[dict[str, Any]] = field(default_factory=list)
     """Steps that were left out because they were not finite: epoch, step, samples."""
     scaler: dict[str, Any] = field(default_factory=dict)
+    recent: list[dict[str, Any]] = field(default_factory=list, compare=False)
+    """The rows of the last RECENT epochs: who restores a checkpoint tells them again, should they have been lost."""
+
+    def remember(self, row: dict[str, Any]) -> None:
+        self.recent = [*self.recent, dict(row)][-RECENT:]
 
     def is_better(self, value: float | None, mode: str) -> bool:
         return _beats(value, self.best, mode, 0.0)

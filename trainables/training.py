@@ -182,6 +182,8 @@ def start(recipe: Recipe, task: Task, data: Data, runtime: Runtime) -> Training:
     if recipe.compile:
         training.compiled = cast(nn.Module, torch.compile(model))
     runtime.report(_facts(training), None)
+    if training.progress.recent:
+        runtime.report({"recent": training.progress.recent}, None)
     training.begin()
     return training
 

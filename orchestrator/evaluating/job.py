@@ -23,7 +23,7 @@ class Stopped(Exception):
     """The evaluation was asked to stop."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvaluationJob(Job):
     """A job that evaluates instead of training. `restore` is the checkpoint, the view's `val` are the samples.
 

@@ -46,7 +46,8 @@ class Tracker:
     """One MLflow run. Its methods may be called from any thread; none blocks but `finish`, for a bounded time.
 
     `run_folder` is where the run's files lie (path or URI): a tag, and the base of the links to its checkpoints.
-    `run_id` continues a run, where the store knows it.
+    `run_id` continues a run, where the store knows it; `key` too, a text that no other run has.
+    `parent` makes this run a child of another one (a trial of a sweep), opened after it.
     `on_warning` gets sentences without secrets, mostly from the tracker's thread.
     """
 
@@ -62,19 +63,21 @@ class Tracker:
         dataset: Dataset,
         on_warning: Callable[[str], None],
         run_id: str | None = None,
+        key: str | None = None,
+        parent: Tracker | None = None,
     ) -> None:
         self._uri = redact(uri)
         self._experiment = experiment
         self._run_folder = redact(run_folder)
         self._on_warning = on_warning
-        self._store = Store(uri, experiment, run_name, run_id)
+        self._store: Store = Store(uri, experiment, run_name, run_id, key, parent._store if parent else None)
         self._thread = threading.Thread(target=self._work, name="mlflow-tracker", daemon=True)
         self._start_lock = threading.Lock()
         self._queue: queue.SimpleQueue[Row | End] = queue.SimpleQueue()
         self._folders: deque[Path] = deque()
         self._rows = 0
         self._last_step = 0
-        self._finishing = False
+        self._finishing = self._finished = False
         self._give_up_at = math.inf
 
         # From here on the thread's own.
@@ -125,17 +128,28 @@ class Tracker:
         """Name a run folder whose files are stored once the run has ended. Checkpoints are linked, not copied."""
         self._folders.append(folder)
 
-    def finish(self, status: str, metrics: Mapping[str, Any] | None = None, timeout: float = 60.0) -> None:
-        """Write what is left and end the run as FINISHED, FAILED or KILLED, in at most `timeout` seconds.
-
-        A store that fails is given up after RETRY_SECONDS. Warns of what was not recorded. Later calls do nothing.
-        """
+    def end(self, status: str, metrics: Mapping[str, Any] | None = None) -> None:
+        """Let the run end as FINISHED, FAILED or KILLED once all is written. Later calls do nothing."""
         if self._finishing:
             return
         self._finishing = True
         self.start()
         self._queue.put(End(status, Row(_numbers(metrics or {}), self._last_step, now_ms())))
-        self._give_up_at = time.monotonic() + min(timeout, RETRY_SECONDS)
+
+    def hurry(self, timeout: float = RETRY_SECONDS) -> None:
+        """From so many seconds on, give up a store that fails."""
+        self._give_up_at = min(self._give_up_at, time.monotonic() + timeout)
+
+    def finish(self, status: str, metrics: Mapping[str, Any] | None = None, timeout: float = 60.0) -> None:
+        """Write what is left and `end` the run, in at most `timeout` seconds.
+
+        A store that fails is given up after RETRY_SECONDS. Warns of what was not recorded.
+        """
+        if self._finished:
+            return
+        self._finished = True
+        self.end(status, metrics)
+        self.hurry(min(timeout, RETRY_SECONDS))
         self._thread.join(timeout)
         lost = self._rows - self._rows_written
         missing = {f"{lost} of {self._rows} epochs": lost, "the end": not self._ended, "the files": self._folders}

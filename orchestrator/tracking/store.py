@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import getpass
 import json
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -24,6 +25,9 @@ SAMPLE_SECONDS = 5.0
 
 REFUSED = ("BAD_REQUEST", "INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "ENDPOINT_NOT_FOUND")
 """MLflow's error codes of what would be refused again."""
+
+LEFT_OUT = ("checkpoints", "trials", ".ray")
+"""Folders of a run, and of a sweep, whose files MLflow gets no copy of."""
 
 PARAMS_AT_ONCE = 100
 """MLflow's limit."""
@@ -74,18 +78,33 @@ class Store:
     _load: _Load
     _known: dict[str, str]
 
-    def __init__(self, uri: str, experiment: str, run_name: str, run_id: str | None) -> None:
+    def __init__(
+        self,
+        uri: str,
+        experiment: str,
+        run_name: str,
+        run_id: str | None,
+        key: str | None = None,
+        parent: Store | None = None,
+    ) -> None:
         self._uri, self._experiment, self._run_name, self._continued = uri, experiment, run_name, run_id
+        self._parent = parent
+        self._opening = threading.Lock()
         self._began_ms = now_ms()
         # Finds the run again when the answer to its creation was lost on the way.
-        self._key = uuid.uuid4().hex
+        self._key = key or uuid.uuid4().hex
         self.experiment_id: str | None = None
         self.run_id: str | None = None
 
     def open(self) -> None:
-        """Make the store, the experiment and the run, where that has not been done."""
-        if self.run_id is not None:
-            return
+        """Make the store, the experiment and the run (the parent's before it), where that has not been done."""
+        if self._parent:
+            self._parent.open()
+        with self._opening:
+            if self.run_id is None:
+                self._open()
+
+    def _open(self) -> None:
         from mlflow import MlflowClient
 
         path = sqlite_path(self._uri)
@@ -104,11 +123,14 @@ class Store:
             filters = f"attributes.run_id = '{self._continued}'"
         runs = self._client.search_runs([experiment_id], filters)
         tags = {"orchestrator.key": self._key, "mlflow.source.name": "orchestrator", **_user()}
+        if self._parent:
+            tags["mlflow.parentRunId"] = str(self._parent.run_id)
         [run] = runs or [self._client.create_run(experiment_id, self._began_ms, tags, self._run_name)]
         if run.info.status != "RUNNING":
             self._client.update_run(run.info.run_id, "RUNNING")
         self._known = run.data.params
-        self._load = _Load(self._uri)
+        if self._parent is None:
+            self._load = _Load(self._uri)
         self.experiment_id, self.run_id = experiment_id, run.info.run_id
 
     def refuses(self, error: Exception) -> bool:
@@ -153,6 +175,8 @@ class Store:
     def write_load(self, at_once: bool = False) -> None:
         """Read the machine's load; where that is due, write its mean since the last time."""
         assert self.run_id is not None
+        if self._parent:  # the parent's is the same machine's
+            return
         if row := self._load.read(at_once):
             self._write_row(self.run_id, row)
             self._load.clear()
@@ -162,10 +186,11 @@ class Store:
         assert self.run_id is not None
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
             *parents, _ = parts = path.relative_to(folder).parts
-            if parts[0] != "checkpoints":
+            if parts[0] not in LEFT_OUT:
                 self._client.log_artifact(self.run_id, str(path), "/".join(parents) or None)
-        links = {name: f"{run_folder}/checkpoints/{name}" for name in ("best", "last")}
-        self._client.log_dict(self.run_id, links, "checkpoints.json")
+        if (folder / "checkpoints").exists():
+            links = {name: f"{run_folder}/checkpoints/{name}" for name in ("best", "last")}
+            self._client.log_dict(self.run_id, links, "checkpoints.json")
 
 
 class _Load:
