@@ -76,8 +76,12 @@ def tune(config: ConfigFile, overrides: Overrides = None, verbose: Verbose = Fal
     """Search for the best configuration as `tune` in CONFIG says."""
     source = read_source(config, overrides or [])
     valid, problems = validate(source)
-    early = None if problems or not valid else connect_early(valid, False, verbose, surely=True)
     from orchestrator.sweeps.screen import SweepScreen
+    from orchestrator.sweeps.space import parse_space
+
+    if valid and valid.tune.space is not None:
+        problems = [*problems, *parse_space(valid.tune.space, valid)[1]]
+    early = None if problems or not valid else connect_early(valid, False, verbose, surely=True)
 
     screen = SweepScreen(verbose)
     screen.waiting("checking the config, the space, the data and the model")

@@ -93,5 +93,7 @@ def _type_text(annotation: Any) -> str:
         return " / ".join(_type_text(a) for a in typing.get_args(annotation))
     if origin is list:
         return f"[{_type_text(typing.get_args(annotation)[0])}, ...]"
+    if origin is dict:
+        return "mapping"
     names = {int: "integer", float: "number", bool: "true / false", str: "text", type(None): "null"}
     return names.get(annotation, str(annotation))

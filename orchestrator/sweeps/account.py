@@ -194,5 +194,5 @@ class Account:
         facts, prepared = self._cache_facts(), next(iter(self.variants.values())).prepared
         several = f"; {facts['variants']} variants of it" if facts["variants"] > 1 else ""
         saved = facts["seconds_saved"]
-        told = f"; decoded once for all trials, instead of {saved:.0f} s more" if saved >= 1 else ""
+        told = f"; decoded once for all trials, which saves {saved:.0f} s" if saved >= 1 else ""
         return prepared.describe() + several + told

@@ -178,6 +178,8 @@ class State:
         self.waiting = deque(n for n, t in self.trials.items() if t.status in ("running", "interrupted"))
         for number in self.waiting:
             self.trials[number].status = "running"
+        if self.plan.limits.samples is None and self.plan.searcher.ask(len(self.trials)) is None:
+            self.exhausted = True
 
     def change(self, plan: Plan) -> None:
         """Go on by another plan: its scheduler and searcher learn what the trials came to."""

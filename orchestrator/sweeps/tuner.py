@@ -28,6 +28,8 @@ ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
+HEAD = "node:__internal_head__"
+"""A resource that Ray's head node alone has, 1.0 of it."""
 
 
 class Director(Protocol):
@@ -165,8 +167,11 @@ def run(director: Director, shared: Shared, concurrent: int, retries: int, scrat
 
 
 def _resources(shared: Shared) -> dict[str, float]:
-    """Of the actor: those of a worker where it trains itself; the workers of a nested run ask for their own."""
-    return shared.placement.resources if shared.placement.workers == 1 else {"CPU": 0}
+    """Of the actor: those of a worker where it trains itself; the workers of a nested run ask for their own.
+
+    It then only watches them, from the head, which outlives the machines of the workers.
+    """
+    return shared.placement.resources if shared.placement.workers == 1 else {HEAD: 0.001}
 
 
 def _name(trial: Any) -> str:

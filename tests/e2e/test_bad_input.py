@@ -238,6 +238,79 @@ def test_bad_input(inside: Path, name: str) -> None:
     assert "s3cret" not in done.err + done.out
 
 
+SPACE = GOOD + "tune:\n  space:\n    "
+
+
+TUNE_CASES = {
+    "unknown key in the space": Bad(SPACE + "lrr: [1, 2]\n", ("bad.yaml:7", "tune.space.lrr", "did you mean lr")),
+    "unknown domain": Bad(SPACE + "lr: {loguniformly: [1, 2]}\n", ("bad.yaml:7", "did you mean loguniform")),
+    "empty choice": Bad(SPACE + "lr: []\n", ("bad.yaml:7", "tune.space.lr")),
+    "reversed range": Bad(SPACE + "lr: {uniform: [1, 0.1]}\n", ("bad.yaml:7", "tune.space.lr")),
+    "log range through zero": Bad(SPACE + "lr: {loguniform: [0, 1]}\n", ("bad.yaml:7", "tune.space.lr")),
+    "end that the key refuses": Bad(SPACE + "lrf: {uniform: [0, 2]}\n", ("bad.yaml:7", "2", "less than or equal to 1")),
+    "key that is locked": Bad(SPACE + "data: [a, b]\n", ("bad.yaml:7", "tune.space.data", "different data")),
+    "cached key with a range": Bad(SPACE + "imgsz: {int: [32, 64]}\n", ("bad.yaml:7", "choice or grid")),
+    "batch above the data": Bad(SPACE + "batch: [8, 5000]\n", ("bad.yaml:7", "5000", "training images")),
+    "model that is none": Bad(SPACE + "model: [resnet18, resnet81]\n", ("bad.yaml:7", "resnet81", "resnet18")),
+    "unknown searcher": Bad(GOOD + "tune: {searcher: optune}\n", ("bad.yaml:5", "did you mean optuna")),
+    "unknown scheduler": Bad(GOOD + "tune: {scheduler: ahsa}\n", ("bad.yaml:5", "did you mean asha")),
+    "grid over a range": Bad(
+        GOOD + "tune: {searcher: grid, space: {lr: {uniform: [0.1, 1]}}}\n", ("bad.yaml:5", "grid", "lr")
+    ),
+    "metric that the task lacks": bad("metric: map50", "'map50'", "top1"),
+    "sweep without validation": Bad(GOOD + "patience: 0\nval_interval: 0\n", ("bad.yaml:6", "val_interval = 0")),
+    "start outside the space": Bad(
+        SPACE + "lr: [1, 2]\n  start_from: [{momentum: 0.5}]\n", ("bad.yaml:8", "momentum", "tune.space")
+    ),
+    "start from no sweep": Bad(GOOD + "tune: {start_from: [colours]}\n", ("bad.yaml:5", "colours", "not the folder")),
+    "more CPUs than there are": Bad(GOOD + "tune: {cpus: 999}\n", ("bad.yaml:5", "999 CPUs", "room for 0")),
+    "more workers than there are": Bad(GOOD + "scaling: {workers: 999}\n", ("bad.yaml:5", "999 workers", "room for")),
+    "GPUs that are not there": Bad(GOOD + "tune: {gpus: 4}\n", ("bad.yaml:5", "4 GPUs", "room for 0")),
+    "part of a GPU that Ray cannot give": Bad(GOOD + "tune: {gpus: 0.6}\n", ("bad.yaml:5", "half, third")),
+}
+
+
+@pytest.mark.parametrize("name", TUNE_CASES)
+def test_bad_input_of_a_sweep(inside: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = TUNE_CASES[name]
+    monkeypatch.setattr(cli, "connect_early", lambda *arguments, **options: None)  # Ray starts beside the checks
+    (inside / "bad.yaml").write_text(case.config)
+    with unchanged(inside):
+        done = call("tune", case.file, *case.arguments)
+    check_message(done, case.told)
+
+
+def test_a_sweep_that_exists_is_not_begun_again(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "connect_early", lambda *arguments, **options: None)
+    taken = inside / "sweeps" / "colours" / "mine"
+    taken.mkdir(parents=True)
+    (inside / "bad.yaml").write_text(GOOD + "storage: sweeps\nname: mine\n")
+    done = call("tune", "bad.yaml")
+    check_message(done, ("bad.yaml:6", "exists already", "orchestrator resume"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("resume", "sweep", "epochs=3"), ("epochs=3", "keeps its settings")),
+        (("extend", "sweep"), ("samples=+20",)),
+        (("extend", "sweep", "lr=3"), ("lr=3", "samples")),
+        (("extend", "sweep", "samples=many"), ("samples=many", "+20 or 2x")),
+        (("extend", "sweep", "samples=3"), ("samples = 4 already",)),
+        (("extend", "sweep", "hours=+1"), ("no limit of hours",)),
+        (("resume", "sweep"), ("journal.jsonl", "not the journal of a sweep")),
+    ],
+)
+def test_a_sweep_that_cannot_go_on(inside: Path, arguments: tuple[str, ...], told: tuple[str, ...]) -> None:
+    folder = inside / "sweep"
+    folder.mkdir(exist_ok=True)
+    (folder / "journal.jsonl").write_text("")
+    (folder / "sweep.yaml").write_text(GOOD + "tune: {samples: 4}\n")
+    with unchanged(inside):
+        done = call(*arguments)
+    check_message(done, told)
+
+
 def test_several_problems_come_in_the_order_of_the_file(inside: Path) -> None:
     (inside / "bad.yaml").write_text("data: colors\nmodel: resnet81\nlr: -1\nepoch: 3\n")
     done = call("train", "bad.yaml", "batch=0")

@@ -219,7 +219,8 @@ def test_interrupted_trials_go_on_first(journal: Journal, tmp_path: Path) -> Non
     again = replayed(tmp_path / "journal.jsonl")
     again.journal = journal
     first, second = again.next(str), again.next(str)
-    assert first and second
+    assert first
+    assert second
     assert (first.number, second.number) == (0, 1)
     assert first.epochs == 1
 
