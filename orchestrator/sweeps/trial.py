@@ -114,7 +114,8 @@ class TrialThread:
         self._dropped = False
         self._messages: list[Message] = []
         self._changed = threading.Condition()
-        self._unjudged = False
+        self._reported = self._taken = self._judged = 0
+        """Epochs that the loop has reported, that Tune was given, and that it has judged."""
         self._lost: Exception | None = None
         self._thread = threading.Thread(target=self._run, name=f"trial-{spec.number}", daemon=True)
         self._thread.start()
@@ -128,12 +129,12 @@ class TrialThread:
         """
         until = time.monotonic() + PULSE_SECONDS
         with self._changed:
-            self._unjudged = False
+            self._judged = self._taken  # asking for more, Tune lets the trial go on
             self._changed.notify_all()
             while not any(map(self._is_urgent, self._messages)) and (left := until - time.monotonic()) > 0:
                 self._changed.wait(left)
             messages, self._messages = self._messages, []
-            self._unjudged = any("train_loss" in m.metrics for m in messages)
+            self._taken += sum(map(_is_epoch, messages))
         if self._lost and messages and messages[-1].outcome:
             raise self._lost
         return messages
@@ -154,7 +155,7 @@ class TrialThread:
     def awaits_verdict(self, metrics: Metrics) -> bool:
         """Wait until the epoch before this one was judged; whether the state is to be saved."""
         with self._changed:
-            while self._unjudged and not self.stop.event.is_set():
+            while self._judged < self._reported and not self.stop.event.is_set():
                 self._changed.wait()
         return not (self._dropped and self.stop.event.is_set())
 
@@ -163,6 +164,7 @@ class TrialThread:
             if self._messages and _is_progress(message) and _is_progress(self._messages[-1]):
                 self._messages.pop()  # the newest tells all
             self._messages.append(message)
+            self._reported += _is_epoch(message)
             self._changed.notify_all()
 
     def _is_urgent(self, message: Message) -> bool:
@@ -254,6 +256,10 @@ class TrialProcess:
 
 def _is_progress(message: Message) -> bool:
     return "steps" in message.metrics
+
+
+def _is_epoch(message: Message) -> bool:
+    return message.has_state and "train_loss" in message.metrics
 
 
 def _memory(recipe: Recipe, shared: Shared) -> int:
