@@ -68,6 +68,8 @@ class State:
     earlier_seconds: float = 0.0
     """Of the sessions before this one."""
     began: float = field(default_factory=time.time)
+    _proposed: Params | None = None
+    """What the searcher was asked for already."""
 
     # ------------------------------------------------------------------------------------------ what may happen
 
@@ -90,7 +92,7 @@ class State:
         if number < len(self.plan.starts):
             by, params = self.plan.starts[number]
         else:
-            params = self.plan.searcher.ask(number)
+            params, self._proposed = self._proposed or self.plan.searcher.ask(number), None
         if params is None:
             self.exhausted = True
             return None
@@ -178,13 +180,13 @@ class State:
         self.waiting = deque(n for n, t in self.trials.items() if t.status in ("running", "interrupted"))
         for number in self.waiting:
             self.trials[number].status = "running"
-        if self.plan.limits.samples is None and self.plan.searcher.ask(len(self.trials)) is None:
-            self.exhausted = True
+        if self.plan.limits.samples is None and len(self.trials) >= len(self.plan.starts):
+            self._proposed = self.plan.searcher.ask(len(self.trials))
+            self.exhausted = self._proposed is None
 
     def change(self, plan: Plan) -> None:
         """Go on by another plan: its scheduler and searcher learn what the trials came to."""
-        self.plan = plan
-        self.exhausted = False
+        self.plan, self.exhausted, self._proposed = plan, False, None
         for trial in self.trials.values():
             plan.searcher.take(trial.number, trial.params)
             for done in range(1, len(trial.rows) + 1):

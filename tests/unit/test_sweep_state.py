@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator.sweeps.combinations import Space
-from orchestrator.sweeps.domains import Uniform
+from orchestrator.sweeps.domains import Grid, Uniform
 from orchestrator.sweeps.journal import Journal, read_journal
 from orchestrator.sweeps.schedulers import Asha
 from orchestrator.sweeps.searchers import SEARCHERS
@@ -223,6 +224,27 @@ def test_interrupted_trials_go_on_first(journal: Journal, tmp_path: Path) -> Non
     assert second
     assert (first.number, second.number) == (0, 1)
     assert first.epochs == 1
+
+
+def test_a_grid_is_known_to_be_finished_and_none_of_it_is_skipped(journal: Journal, tmp_path: Path) -> None:
+    def grid(**changes: Any) -> Plan:
+        space = Space({"lr": Grid((0.1, 0.2, 0.3))})
+        made = replace(plan(samples=None), searcher=SEARCHERS["grid"](space, 0, "max"), starts=[])
+        return replace(made, **changes)
+
+    quality = {0: 0.1, 1: 0.2, 2: 0.3}
+    state = started(journal, grid())
+    assert state.next(str)
+    state.end(0, "interrupted", "user")
+    again = State(grid())
+    again.replay(read_journal(tmp_path / "journal.jsonl"), lambda changes: grid())
+    assert not again.all_started
+    again.journal = journal
+    run(again, quality)
+    assert [trial.params["lr"] for trial in again.trials.values()] == [0.1, 0.2, 0.3]
+    third = State(grid())
+    third.replay(read_journal(tmp_path / "journal.jsonl"), lambda changes: grid())
+    assert third.over == "samples"
 
 
 def test_a_journal_has_one_writer(tmp_path: Path) -> None:
