@@ -96,6 +96,11 @@ class Caching:
                 f"data = {config.data}: node {blind.host} does not see it; with several nodes, put the data on a file "
                 "system they mount at this path, or into a bucket (s3://, gs://)"
             )
+        for blind in (view for view in views if not view.storage):
+            raise ConfigError(
+                f"storage = {config.storage}: node {blind.host} does not see it; with several nodes, name a folder "
+                "that all of them mount"
+            )
         kind = on_network(root)
         if all(view.cache for view in views) and (kind or not growing):
             if kind:
@@ -103,11 +108,6 @@ class Caching:
                     f"the cache folder {root} is on a network file system ({kind}): all nodes read from it"
                 )
             return root, False
-        for blind in (view for view in views if not view.storage):
-            raise ConfigError(
-                f"storage = {config.storage}: node {blind.host} does not see it; with several nodes, name a folder "
-                "that all of them mount"
-            )
         return checked.storage / "cache", True
 
     def _connect(self) -> None:

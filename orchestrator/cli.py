@@ -88,7 +88,7 @@ def tune(config: ConfigFile, overrides: Overrides = None, verbose: Verbose = Fal
     with screen:
         from orchestrator.tune import tune_source
 
-        _run(lambda: tune_source(source, verbose=verbose, started=STARTED, early=early, screen=screen), verbose)
+        _run(lambda: tune_source(source, verbose=verbose, early=early, screen=screen), verbose)
 
 
 @app.command()

@@ -13,7 +13,7 @@ class WorkerError(RuntimeError):
     """What ended the loop in a worker, as text: its traceback, and some errors themselves, do not reach the driver."""
 
 
-def describe(error: Exception) -> str:
+def describe(error: BaseException) -> str:
     """An error in one line, with the last place in its traceback that is not in an installed package."""
     if isinstance(error, WorkerError):
         return str(error)  # described where it happened

@@ -71,6 +71,8 @@ class Recorder:
         self.optimizer_by = self.before.get("optimizer", {}).get("chosen_by", chosen)
         self.table = self.before.get("measured", [])
         self.events = self.before.get("events", [])
+        for row in self.rows:  # what the tracker has already is not written twice
+            self.tracker.log_epoch(row, row["epoch"])
 
     def handle(self, metrics: Metrics, has_state: bool) -> None:
         """Take one report of the loop."""

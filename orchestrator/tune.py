@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ from orchestrator.stop import Impatience, Stop, interruptible
 from orchestrator.sweeps.capacity import Capacity, capacity_here, capacity_of_cluster
 from orchestrator.sweeps.folder import SweepFolder
 from orchestrator.sweeps.journal import FORMAT_VERSION, Event, Journal, read_journal
-from orchestrator.sweeps.planned import Planned, plan_sweep
+from orchestrator.sweeps.planned import SAMPLES, Planned, earlier_of, plan_sweep
 from orchestrator.sweeps.screen import SweepScreen
-from orchestrator.sweeps.state import State
+from orchestrator.sweeps.state import BUDGET, Plan, State
 from orchestrator.sweeps.sweep import Sweep
 from orchestrator.tracking import Dataset, Tracker, resolve_tracking_uri
 
@@ -60,9 +60,7 @@ def extend_sweep(sweep: str | Path, overrides: Sequence[str] = (), *, verbose: b
     others = [o for o in overrides if o.startswith("scaling.")]
     changes = _changes([o for o in overrides if o not in others], before)
     keys = [f"tune.{key}={value}" for key, value in changes.items()]
-    return tune_source(
-        read_source(folder.config, [*keys, *others]), verbose=verbose, folder=folder, changes=changes or None
-    )
+    return tune_source(read_source(folder.config, [*keys, *others]), verbose=verbose, folder=folder, changes=changes)
 
 
 def tune_source(
@@ -71,19 +69,21 @@ def tune_source(
     verbose: bool = False,
     folder: SweepFolder | None = None,
     changes: dict[str, Any] | None = None,
-    started: float | None = None,
     early: Future[bool] | None = None,
     screen: SweepScreen | None = None,
 ) -> Result:
     """The tune command: check, place, run. `folder`: of a sweep that goes on, with `changes` of what `tune` says.
 
-    started: wall-clock time of the command. early: Ray that is being started already (`launch.connect_early`).
+    early: Ray that is being started already (`launch.connect_early`).
     """
     connected = False
     with screen or SweepScreen(verbose) as screen, interruptible() as stop:
         try:
             screen.waiting("checking the config, the space, the data and the model")
-            planned, capacity, address = _check(source, folder)
+            events = _read(folder) if folder else []
+            planned, capacity, address = _check(source, events)
+            if folder:
+                _refuse_done(planned, folder, events, changes)
             where = f"connecting to the Ray cluster {address}" if address else "starting Ray on this machine"
             screen.waiting(where)
             connected = early.result() if early else launch.connect(address, verbose)
@@ -93,7 +93,7 @@ def tune_source(
                 capacity, problems = capacity_of_cluster(planned.config, address)
                 if capacity is None:
                     raise source.report(problems)
-            result = _run(planned, capacity, folder, changes, screen, stop, verbose, started)
+            result = _run(planned, capacity, folder, events, changes, screen, stop, verbose)
         except KeyboardInterrupt as error:
             if not stop.urgent:
                 raise
@@ -109,18 +109,18 @@ def tune_source(
     return result
 
 
-def _check(source: Source, folder: SweepFolder | None) -> tuple[Planned, Capacity | None, str | None]:
+def _check(source: Source, events: list[Event]) -> tuple[Planned, Capacity | None, str | None]:
     """Find everything that is wrong before anything starts. The capacity is None where a cluster must be asked."""
     config, problems = validate(source)
     planned = capacity = None
     address = launch.named_cluster(config) if config else None
     if config is not None:
-        planned, more = plan_sweep(config)
+        planned, more = plan_sweep(config, earlier_of(events[0]) if events else None)
         problems = [*problems, *more]
         if not address:
             capacity, more = capacity_here(config)
             problems += more
-        if planned and folder is None and config.name:
+        if planned and not events and config.name:
             path = planned.checked.storage / _experiment(planned) / config.name
             if path.exists():
                 told = f"name = {config.name}: {path} exists already: choose another name, or continue it: "
@@ -138,26 +138,23 @@ def _run(
     planned: Planned,
     capacity: Capacity,
     folder: SweepFolder | None,
+    events: list[Event],
     changes: dict[str, Any] | None,
     screen: SweepScreen,
     stop: Stop,
     verbose: bool,
-    started: float | None,
 ) -> Result:
-    events: list[Event] = []
     config = planned.config
     if folder is None:
         name = config.name or f"sweep-{time.strftime('%Y%m%d-%H%M%S')}"
         folder = SweepFolder.create(planned.checked.storage, _experiment(planned), name)
-    else:
-        events = _read(folder)
     try:
         journal = Journal(folder.journal)
     except BlockingIOError as error:
         raise ConfigError(f"{folder.path} is being run by another process: wait for it, or stop it") from error
     try:
         state, key = _state(planned, folder, journal, events, changes)
-        folder.write_config(config.model_copy(update={"name": folder.name}))
+        folder.write_config(planned.stored.model_copy(update={"name": folder.name}))
         if not events:
             folder.write_environment(environment())
         uri, notice = resolve_tracking_uri(config.tracking.uri, config.storage)
@@ -174,45 +171,67 @@ def _state(
 ) -> tuple[State, str]:
     """The state of a new sweep, or of one that goes on, and the key of the sweep."""
     config = planned.config
-    if not events:
-        state = State(planned.plan(config), journal)
-        key = uuid.uuid4().hex
-        settings = {name: getattr(config.tune, name) for name in EXTENDABLE.values()}
-        fingerprint = planned.checked.manifest.fingerprint
-        settings |= {"max_epochs": config.total_epochs}
-        state.record(
-            "sweep",
-            format_version=FORMAT_VERSION,
-            id=key,
-            name=folder.name,
-            settings=settings,
-            fingerprint=fingerprint,
-        )
+    if events:
+        state, extend = _replayed(planned, events)
+        state.journal = journal
         state.record("session")
-        return state, key
-    first = events[0]
-    if first["fingerprint"] != planned.checked.manifest.fingerprint:
-        raise ConfigError(f"the data of {folder.path} have changed since it was started; begin a new sweep on them")
-    settings = dict(first["settings"])
-    state = State(planned.plan(_with_settings(config, settings)))
-
-    def extend(changed: dict[str, Any]) -> Any:
-        settings.update(changed)
-        return planned.plan(_with_settings(config, settings))
-
-    state.replay(events, extend)
-    state.journal = journal
+        if changes:
+            state.extend(changes, extend(changes))
+        return state, str(events[0]["id"])
+    state, key = State(planned.plan(config), journal), uuid.uuid4().hex
+    settings = {name: getattr(config.tune, name) for name in EXTENDABLE.values()} | {"max_epochs": config.total_epochs}
+    state.record(
+        "sweep",
+        format_version=FORMAT_VERSION,
+        id=key,
+        name=folder.name,
+        settings=settings,
+        fingerprint=planned.checked.manifest.fingerprint,
+        earlier=[earlier.event() for earlier in planned.earlier],
+    )
     state.record("session")
+    return state, key
+
+
+def _replayed(planned: Planned, events: list[Event]) -> tuple[State, Callable[[dict[str, Any]], Plan]]:
+    """What the journal says, and what makes the plan of a further extension."""
+    settings = dict(events[0]["settings"])
+
+    def extend(changes: dict[str, Any]) -> Plan:
+        settings.update(changes)
+        return planned.plan(_with_settings(planned.config, settings))
+
+    state = State(extend({}))
+    state.replay(events, extend)
+    return state, extend
+
+
+def _refuse_done(planned: Planned, folder: SweepFolder, events: list[Event], changes: dict[str, Any] | None) -> None:
+    """Raises ConfigError where a sweep cannot go on, or has nothing left to do; before anything is written."""
+    path = folder.path
+    if events[0]["fingerprint"] != planned.checked.manifest.fingerprint:
+        raise ConfigError(f"the data of {path} have changed since it was started; begin a new sweep on them")
+    state, extend = _replayed(planned, events)
+    if not state.over and not changes:
+        return
     if changes:
-        state.record("extended", changes=changes)
         state.change(extend(changes))
-        state.revive()
-    if state.over or not (state.waiting or not state.all_started):
-        raise ConfigError(
-            f"{folder.path} is finished: {len(state.trials)} trials; for more: orchestrator extend {folder.path} "
-            "samples=+20, or epochs=2x"
-        )
-    return state, str(first["id"])
+        longer = "max_epochs" in changes
+        if not state.over or (state.over != BUDGET and longer):
+            return
+    limits = state.plan.limits
+    used = [
+        f"{limits.epochs} epochs in all (total_epochs)"
+        if limits.epochs and state.epochs_spent >= limits.epochs
+        else "",
+        f"{limits.seconds / 3600:g} hours" if limits.seconds and state.seconds >= limits.seconds else "",
+    ]
+    if why := " and ".join(filter(None, used)):
+        raise ConfigError(f"{path} has used its budget of {why}: extend that too")
+    raise ConfigError(
+        f"{path} is finished: {len(state.trials)} trials; for more: "
+        f"orchestrator extend {path} samples=+20, or epochs=2x"
+    )
 
 
 def _with_settings(config: Config, settings: dict[str, Any]) -> Config:
@@ -257,6 +276,8 @@ def _changes(overrides: Sequence[str], before: Config) -> dict[str, Any]:
         now = getattr(before.tune, key)
         if now is None and key == "max_epochs":
             now = before.total_epochs
+        if now is None and key == "samples" and before.tune.searcher != "grid":
+            now = SAMPLES
         if now is None and (match[1] or match[3]):
             raise ConfigError(f"{override}: the sweep has no limit of {name} to add to: give a number")
         number = float(match[2])

@@ -26,6 +26,7 @@ from orchestrator.profiling import profiled
 from trainables.batching import decide
 from trainables.checkpoint import Writer
 from trainables.contracts import Data, Metrics, Runtime, State
+from trainables.headroom import memory_limit
 from trainables.loop import Progress, fit
 from trainables.recipe import Recipe
 from trainables.tasks import build_task
@@ -50,6 +51,10 @@ class Job:
     """The largest batch that what is measured must hold for; 0: that of the recipe."""
     threads: int = 0
     """Of each worker; 0: its share of the machine."""
+    neighbours: int = 0
+    """Workers of other trials, and this one's, that share a machine's memory; 0: it is this run's alone."""
+    gpu_share: float = 1.0
+    """Of a GPU that a worker may use."""
 
     def run(self, cache: Cache, runtime: Runtime, threads: int) -> Progress:
         """What every rank does."""
@@ -117,6 +122,10 @@ class TrainRuntime:
 def run_loop(job: Job, cache: Cache, runtime: Runtime, threads: int) -> Progress:
     """Decide what is to be measured, then train: what every rank does, in a worker or in the driver's process."""
     recipe = Recipe.model_validate(job.recipe)
+    if job.neighbours and recipe.memory is None:
+        share = min(job.gpu_share, 1.0) if runtime.device.type == "cuda" else 1.0
+        limit = int(memory_limit(recipe, runtime.device, job.neighbours) * share)
+        recipe = recipe.model_copy(update={"memory": limit})
     info = Loader(cache, job.view, runtime.rank, runtime.world_size).info
     decision = decide(recipe, build_task(recipe), info, runtime, job.measured, job.largest_batch)
     runtime.report({"decided": decision.decided, "table": decision.table}, None)

@@ -179,7 +179,8 @@ class Account:
         if not prepared:
             return {}
         seconds = sum(p.cache.build_seconds or 0.0 for p in prepared)
-        trials = max(len(self.state.trials), self.state.plan.limits.samples or self.planned.space.size or 1)
+        planned = 0 if self.state.over else self.state.plan.limits.samples or self.planned.space.size or 0
+        trials = max(len(self.state.trials), planned, 1)
         kept = prepared[0].tier != "false"
         return {
             "tier": prepared[0].tier,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -46,9 +47,13 @@ class Capacity:
         return f"{self.concurrent} trial{'s' * (self.concurrent > 1)} at once of {size} each, on {where}{grows}"
 
 
+MOST_NODES = 1000
+"""Of one kind, that are counted."""
+
+
 def capacity_here(config: Config) -> tuple[Capacity | None, list[Problem]]:
     """Of this machine, with a Ray of its own."""
-    return _capacity(config, [Node(launch.cpu_count(), torch.cuda.device_count())], None, None, "this machine")
+    return _capacity(config, [Node(launch.cpu_count(), torch.cuda.device_count())], [], None, "this machine")
 
 
 def capacity_of_cluster(config: Config, address: str) -> tuple[Capacity | None, list[Problem]]:
@@ -57,25 +62,34 @@ def capacity_of_cluster(config: Config, address: str) -> tuple[Capacity | None, 
     from ray._private.state import state
 
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    nodes = [Node(int(r.get("CPU", 0)), int(r.get("GPU", 0))) for r in alive]
-    limits = state.get_max_resources_from_cluster_config() or {}
-    most = Node(int(limits.get("CPU", 0)), int(limits.get("GPU", 0))) if limits else None
+    nodes = list(map(_node, alive))
+    limits = state.get_cluster_config()
+    groups = limits.node_group_configs if limits else ()
+    most = [_node(group.resources) for group in groups for _ in range(min(max(group.max_count, 0), MOST_NODES))]
     return _capacity(config, nodes, most, address, f"the cluster at {address}")
 
 
+def _node(resources: Mapping[str, float]) -> Node:
+    return Node(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
+
+
 def _capacity(
-    config: Config, nodes: list[Node], most: Node | None, address: str | None, where: str
+    config: Config, nodes: list[Node], most: list[Node], address: str | None, where: str
 ) -> tuple[Capacity | None, list[Problem]]:
-    """`most`: what an autoscaler's limits come to, where there is one."""
-    all_gpus = sum(node.gpus for node in nodes) or (most.gpus if most else 0)
+    """`most`: the machines that an autoscaler may start, where there is one."""
+    all_gpus = sum(node.gpus for node in [*nodes, *most])
     tune, wanted = config.tune, config.scaling.workers
     gpus = tune.gpus if tune.gpus is not None else float(all_gpus > 0)
     workers = wanted if isinstance(wanted, int) else 1
-    with_gpus = [node for node in nodes if node.gpus] if gpus else nodes
+    with_gpus = [node for node in [*nodes, *most] if node.gpus]
     share = min((int(node.cpus * gpus / node.gpus) for node in with_gpus if gpus), default=1)
     cpus = tune.cpus or max(share, 1)
+    if gpus % 1 and workers > 1:
+        told = f"tune.gpus = {gpus:g}: the {workers} workers of a trial cannot share a GPU: give each a whole one"
+        return None, [Problem("tune.gpus", told)]
     slots = [node.holds(cpus, gpus) for node in nodes]
-    later = most.holds(cpus, gpus) if most else 0
+    grown = [node.holds(cpus, gpus) for node in most]
+    later = sum(grown)
     total = max(sum(slots), later)
     if total < workers:
         each = f"{cpus} CPU{'s' * (cpus > 1)}" + (f" and {gpus:g} GPU{'s' * (gpus > 1)}" if gpus else "")
@@ -86,5 +100,5 @@ def _capacity(
     fit = total // workers
     placement = Placement(workers, gpus > 0, in_process=workers == 1, address=address, cpus=cpus, gpus=gpus or 1)
     concurrent = min(fit, tune.concurrent or fit)
-    neighbours = max(min(max(slots, default=1), concurrent * workers), 1)
+    neighbours = max(min(max([*slots, *grown], default=1), concurrent * workers), 1)
     return Capacity(placement, concurrent, neighbours, later > sum(slots)), []

@@ -10,7 +10,7 @@ from typing import Any
 
 from orchestrator.config import Config, ConfigError, Tune, dump
 from orchestrator.drafts import replacing
-from orchestrator.storage import RunFolder
+from orchestrator.storage import RunFolder, make_folder
 from orchestrator.sweeps.records import Overview
 
 JOURNAL = "journal.jsonl"
@@ -31,10 +31,8 @@ class SweepFolder:
 
     @classmethod
     def create(cls, storage: Path, experiment: str, name: str) -> SweepFolder:
-        """Make a new folder. Raises FileExistsError where the name is taken, OSError."""
-        path = storage / experiment / name
-        path.mkdir(parents=True)
-        folder = cls(path)
+        """Make a new folder; a name that is taken gets the next free number. Raises OSError."""
+        folder = cls(make_folder(storage / experiment, name))
         folder.trials.mkdir()
         folder.plots.mkdir()
         return folder

@@ -2,7 +2,8 @@
 
 The kinds, and their fields beside "kind" and "time" (wall clock):
 
-    sweep     format_version, id, name                     the first line
+    sweep     format_version, id, name, settings,          the first line; `settings` are what `extend` may change,
+              fingerprint, earlier                         `earlier` is what was read of other sweeps
     session   (none)                                       a driver begins: the first, `resume`, `extend`
     extended  changes                                      settings of `tune` that have other values from here on
     decided   settings                                     what was measured before the trials
@@ -11,6 +12,7 @@ The kinds, and their fields beside "kind" and "time" (wall clock):
     retry     trial, reason                                a trial goes on after it was lost
     revived   trial                                        a stopped trial goes on
     end       trial, status, because                       a trial has ended
+    closed    (none)                                       a driver ends: all of it is in the files and in MLflow
 """
 
 from __future__ import annotations

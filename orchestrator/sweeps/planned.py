@@ -33,8 +33,13 @@ MEASURED_KEYS = ("batch", "micro_batch", "amp", "channels_last", "compile")
 class Earlier:
     """The trials of a sweep that this one learns from."""
 
-    trials: Sequence[Trial]
+    trials: Sequence[tuple[Params, int, float]]
+    """The configuration, best epoch and best value of each."""
     best: Params
+
+    def event(self) -> dict[str, Any]:
+        """As the journal keeps it: the folder may be gone when the sweep is resumed."""
+        return {"trials": self.trials, "best": self.best}
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ class Planned:
 
     config: Config
     """With the epochs of a trial, imgsz filled in and paths made absolute."""
+    stored: Config
+    """The same with the user's own epochs: what sweep.yaml says."""
     checked: Checked
     """Of the config's own values."""
     space: Space
@@ -66,11 +73,10 @@ class Planned:
         searcher = build_searcher(tune.searcher, self.space, config.seed, checked.mode)
         samples = tune.samples or (None if tune.searcher == "grid" else SAMPLES)
         for known, earlier in enumerate(self.earlier):
-            for number, trial in enumerate(earlier.trials):
+            for number, (params, epoch, value) in enumerate(earlier.trials):
                 place = -1 - number - 10**6 * known  # numbers that no trial of this sweep has
-                searcher.take(place, trial.params)
-                best = trial.best(checked.metric, checked.mode)
-                searcher.tell(place, [(best[1], best[0])] if best else [], finished=True)
+                searcher.take(place, params)
+                searcher.tell(place, [(epoch, value)], finished=True)
         return Plan(
             metric=checked.metric,
             mode=checked.mode,
@@ -105,21 +111,27 @@ class Planned:
         return {key: known.get(key, _at(values, key)) for key in self.space.domains}
 
 
-def plan_sweep(config: Config) -> tuple[Planned | None, list[Problem]]:
-    """Check the config, its space and every end of it, searcher, scheduler and what to start from."""
+def plan_sweep(config: Config, known: Sequence[Earlier] | None = None) -> tuple[Planned | None, list[Problem]]:
+    """Check the config, its space and every end of it, searcher, scheduler and what to start from.
+
+    known: the earlier sweeps that are learnt from, where this one has read them before.
+    """
     problems: list[Problem] = []
-    tune = config.tune
+    tune, epochs = config.tune, config.epochs
     config = config.model_copy(update={"epochs": tune.max_epochs or config.total_epochs})
     checked, found = preflight(config)
     problems += found
     if not config.val_interval:
         problems.append(Problem("val_interval", "val_interval = 0: a sweep compares trials by their validation"))
+    if tune.grace and tune.scheduler != "none" and tune.grace >= config.total_epochs:
+        told = f"tune.grace = {tune.grace}: a trial has {config.total_epochs} epochs, so that none could be stopped"
+        problems.append(Problem("tune.grace", f"{told}: lower it, or set tune.scheduler to none"))
     if checked is None:
         return None, problems
     config = checked.config
     train, workers = len(checked.selection.train), config.scaling.workers
     least = workers if isinstance(workers, int) else 1
-    values = tune.space if tune.space is not None else default_space(max(config.batch, 1), train, least)
+    values = tune.space if tune.space is not None else _default_space(config.batch, train, least)
     space, found = parse_space(values, config)
     problems += found
     if space is None:
@@ -128,20 +140,38 @@ def plan_sweep(config: Config) -> tuple[Planned | None, list[Problem]]:
     problems += _check_models(space, checked)
     variants, found = _variants(space, checked)
     problems += found
-    earlier: list[Earlier] = []
+    earlier = list(known or ())
     for entry in tune.start_from:
         try:
             if isinstance(entry, dict):
-                _check_start(entry, space, config)
-            else:
+                _check_start(entry, space, checked, variants)
+            elif known is None:
                 earlier.append(_read_earlier(Path(entry), checked, space))
         except (ValueError, OSError) as error:
             problems.append(Problem("tune.start_from", f"tune.start_from: {error}"))
-    planned = Planned(config, checked, space, variants, earlier)
+    places = [
+        entry if isinstance(entry, dict) else str(Path(entry).expanduser().absolute()) for entry in tune.start_from
+    ]
+    config = config.model_copy(update={"tune": tune.model_copy(update={"start_from": places})})
+    planned = Planned(config, config.model_copy(update={"epochs": epochs}), checked, space, variants, earlier)
     for key in ("searcher", "scheduler"):
         if problem := _check_build(planned, key):
             problems.append(problem)
     return (None if problems else planned), problems
+
+
+def _default_space(batch: int, train: int, workers: int) -> dict[str, Any]:
+    """The default space; a batch that is to be measured is not searched."""
+    space = default_space(batch if batch > 0 else 64, train, workers)
+    return space if batch > 0 else {key: domain for key, domain in space.items() if key != "batch"}
+
+
+def earlier_of(event: Mapping[str, Any]) -> list[Earlier]:
+    """The earlier sweeps that a sweep has read, from the first event of its journal."""
+    return [
+        Earlier([(params, epoch, value) for params, epoch, value in told["trials"]], told["best"])
+        for told in event["earlier"]
+    ]
 
 
 def variant_of(config: Config) -> str:
@@ -164,19 +194,25 @@ def _check_build(planned: Planned, key: str) -> Problem | None:
 
 def _check_batches(space: Space, config: Config, train: int, workers: int) -> list[Problem]:
     domain = space.domains.get("batch")
-    sizes = domain.ends() if domain else []
+    sizes = [("tune.space.batch", size) for size in domain.ends()] if domain else []
     problems = []
-    for size in (s for s in sizes if isinstance(s, int) and s != -1):
-        if size > train:
-            told = f"{size} is more than the {train} training images"
-        elif size < workers:
-            told = f"{size} is less than the {workers} workers of a trial, each of which needs an image of it"
-        else:
-            continue
-        problems.append(Problem("tune.space.batch", f"tune.space.batch: {told}"))
+    for key, size in [("batch", config.batch), *sizes]:
+        if told := _why_not_batch(size, train, workers):
+            problems.append(Problem(key, f"{key}: {told}"))
     if config.tune.space is not None and "seed" in space.domains and "val" not in _splits(config):
         problems.append(Problem("tune.space.seed", "tune.space.seed: it would change which images are held back"))
     return problems
+
+
+def _why_not_batch(size: Any, train: int, workers: int) -> str:
+    """What is wrong with a batch of this size, or nothing."""
+    if not isinstance(size, int) or size == -1:
+        return ""
+    if size > train:
+        return f"{size} is more than the {train} training images"
+    if size < workers:
+        return f"{size} is less than the {workers} workers of a trial, each of which needs an image of it"
+    return ""
 
 
 def _splits(config: Config) -> set[str]:
@@ -210,12 +246,21 @@ def _variants(space: Space, checked: Checked) -> tuple[dict[str, Checked], list[
     return own, problems
 
 
-def _check_start(entry: Mapping[str, Any], space: Space, config: Config) -> None:
-    """Raises ValueError where a configuration to start from is none of this space."""
+def _check_start(entry: Mapping[str, Any], space: Space, checked: Checked, variants: Mapping[str, Checked]) -> None:
+    """Raises ValueError where a configuration to start from cannot be tried, or is none of this space."""
     for key in entry:
         if key not in space.domains:
             raise ValueError(f"{key} is not searched: add it to tune.space, or set it in the config itself")
-    with_params(config, dict(entry))
+    config = with_params(checked.config, dict(entry))
+    workers = config.scaling.workers
+    least = workers if isinstance(workers, int) else 1
+    if told := _why_not_batch(config.batch, len(checked.selection.train), least):
+        raise ValueError(f"batch = {told}")
+    if variant_of(config) not in variants:
+        raise ValueError(f"{', '.join(CACHED)}: only the values of tune.space are cached, and this is none of them")
+    if any(key in entry for key in MODEL_KEYS):
+        for problem in preflight(config, checked)[1]:
+            raise ValueError(problem.message)
 
 
 def _read_earlier(path: Path, checked: Checked, space: Space) -> Earlier:
@@ -230,13 +275,15 @@ def _read_earlier(path: Path, checked: Checked, space: Space) -> Earlier:
             trials[event["trial"]] = Trial(event["trial"], event["params"], event["by"])
         elif event["kind"] == "epoch":
             trials[event["trial"]].rows.append(event["row"])
-    metric, mode = checked.metric, checked.mode
-    told = [t for t in trials.values() if t.best(metric, mode) and space.holds(t.params)]
+    metric, sign = checked.metric, 1 if checked.mode == "max" else -1
+    told = [
+        (trial.params, best[1], best[0])
+        for trial in trials.values()
+        if (best := trial.best(metric, checked.mode)) and space.holds(trial.params)
+    ]
     if not told:
         raise ValueError(f"{path}: none of its trials has the keys of tune.space, with values in it, and {metric}")
-    sign = 1 if mode == "max" else -1
-    best = max(told, key=lambda trial: sign * (trial.best(metric, mode) or (0.0, 0))[0])
-    return Earlier(told, best.params)
+    return Earlier(told, max(told, key=lambda trial: sign * trial[2])[0])
 
 
 def _at(values: Mapping[str, Any], key: str) -> Any:

@@ -99,7 +99,7 @@ class Overview:
     @property
     def epochs_saved(self) -> int:
         """That the scheduler and patience left out, against training every trial that did not fail to its end."""
-        ended = [t for t in self.trials if t.status in ("stopped", "finished")]
+        ended = [t for t in self.trials if t.status in ("stopped", "finished") and t.because != "budget"]
         return sum(self.epochs - t.epochs for t in ended)
 
 

@@ -68,6 +68,8 @@ class State:
     earlier_seconds: float = 0.0
     """Of the sessions before this one."""
     began: float = field(default_factory=time.time)
+    unclosed: set[int] = field(default_factory=set)
+    """Trials that have ended in a session that was killed: what was told of them elsewhere may lack something."""
     _proposed: Params | None = None
     """What the searcher was asked for already."""
 
@@ -113,18 +115,20 @@ class State:
         if self.trials[number].status == "running":
             self.record("end", trial=number, status=status, because=because)
 
-    def revive(self) -> list[int]:
-        """After an extension: let trials go on, finished ones with more epochs and those stopped early, that are among
-        the best of the last rung that they reached; and those that a budget had stopped."""
-        scheduler, revived = self.plan.scheduler, []
+    def extend(self, changes: dict[str, Any], plan: Plan) -> None:
+        """Go on by `plan`. Trials go on that a budget had stopped; and, where trials have more epochs now, those that
+        are among the best of the last rung that they reached, finished or stopped early."""
+        scheduler, longer = self.plan.scheduler, plan.max_epochs > self.plan.max_epochs
+        revived = []
         for number, trial in self.trials.items():
             ended = trial.status == "finished" or trial.because == self.plan.scheduler_name
-            more = ended and trial.epochs < self.plan.max_epochs
             survives = scheduler.survives(number) if isinstance(scheduler, Asha) else trial.status == "finished"
-            if trial.because == BUDGET or (more and survives):
-                self.record("revived", trial=number)
+            if trial.because == BUDGET or (ended and survives and longer):
                 revived.append(number)
-        return revived
+        self.record("extended", changes=changes)
+        self.change(plan)
+        for number in revived:
+            self.record("revived", trial=number)
 
     # -------------------------------------------------------------------------------------------- what it comes to
 
@@ -180,6 +184,7 @@ class State:
         self.waiting = deque(n for n, t in self.trials.items() if t.status in ("running", "interrupted"))
         for number in self.waiting:
             self.trials[number].status = "running"
+        self.unclosed.difference_update(self.waiting)
         if self.plan.limits.samples is None and len(self.trials) >= len(self.plan.starts):
             self._proposed = self.plan.searcher.ask(len(self.trials))
             self.exhausted = self._proposed is None
@@ -226,9 +231,13 @@ class State:
                 self._end(self.trials[number], event["status"], event["because"])
             case "decided":
                 self.settings = event["settings"]
+            case "closed":
+                self.unclosed.clear()
 
     def _end(self, trial: Trial, status: Status, because: str) -> None:
         trial.status, trial.because = status, because
+        if self.journal is None:
+            self.unclosed.add(trial.number)
         if status != "interrupted":
             self._tell(trial)
 

@@ -34,6 +34,7 @@ from orchestrator.tracking import Dataset, Tracker
 from trainables.recipe import Recipe
 
 POLL_SECONDS = 0.25
+NO_MEMORY = ("OutOfMemory", "low on memory", "out of memory")
 FINISHED: dict[str, Status] = {"epochs": "finished", "interruption": "interrupted"}
 TRACKED: dict[str, str] = {"failed": "FAILED", "interrupted": "KILLED"}
 
@@ -66,6 +67,8 @@ class Sweep:
         self.error: str = ""
         self._measuring: int | None = None
         self._specs: dict[int, Spec] = {}
+        self._micro: dict[int, int] = {}
+        """The micro-batch of trials that a machine had no memory for."""
         self._lock = threading.RLock()
         self._warned: set[str] = set()
 
@@ -81,6 +84,7 @@ class Sweep:
             self.screen.decided(self.account.facts())
             self.tracker.start()
             try:
+                self._close_earlier()
                 self._tune()
             except Exception as error:
                 self.error = self.error or describe(error)
@@ -95,26 +99,47 @@ class Sweep:
             cpus=launch.all_cpus(),
             neighbours=self.capacity.neighbours,
         )
+        tune = self.config.tune
         failures: list[Exception] = []
 
         def run() -> None:
             try:
-                tuner.run(
-                    self, shared, self.capacity.concurrent, self.config.tune.retries, self.folder.scratch, self.verbose
-                )
+                tuner.run(self, shared, self.capacity.concurrent, tune.retries, self.folder.scratch, self.verbose)
             except Exception as error:
                 failures.append(error)
 
         self.screen.waiting("starting the trials")
-        thread = threading.Thread(target=run, name="ray-tune", daemon=True)
-        thread.start()
-        while thread.is_alive():
-            with self._lock:
-                overview, left = self.account.overview("running", ""), self.account.seconds_left()
-                self.screen.update(overview, dict(self.progress), left)
-            thread.join(POLL_SECONDS)
-        if failures:
-            raise failures[0]
+        for left in reversed(range(tune.retries + 1)):
+            thread = threading.Thread(target=run, name="ray-tune", daemon=True)
+            thread.start()
+            while thread.is_alive():
+                with self._lock:
+                    overview, seconds = self.account.overview("running", ""), self.account.seconds_left()
+                    self.screen.update(overview, dict(self.progress), seconds)
+                thread.join(POLL_SECONDS)
+            if not failures:
+                return
+            cause = failures.pop()
+            if not left or not tuner.was_lost(cause):
+                raise cause
+            self._begin_again(str(cause.__cause__))
+
+    def _close_earlier(self) -> None:
+        """Complete the records of trials that ended shortly before their driver was killed."""
+        for number in sorted(self.state.unclosed):
+            trial = self.state.trials[number]
+            folder = self.folder.trial(self.state.folders[number])
+            self._record(trial, load_config(folder.path / "config.yaml"), folder)
+            self._finish_record(number)
+
+    def _begin_again(self, reason: str) -> None:
+        """Tune itself ended: Ray ends a trial where a machine has no memory left, which Tune does not expect."""
+        with self._lock:
+            for number in [n for n, t in self.state.trials.items() if t.status == "running"]:
+                if number in self.progress:  # it was training
+                    self.lost(self._specs[number], reason, final=False)
+                    self.state.waiting.append(number)
+            self._measuring = None
 
     # --------------------------------------------------------------------------------- what Tune asks and tells
 
@@ -136,16 +161,16 @@ class Sweep:
 
     def lost(self, spec: Spec, reason: str, final: bool) -> Spec:
         with self._lock:
-            self.progress.pop(spec.number, None)
             last = reason.splitlines()[-1] if reason else "its process was lost"
             if final:
                 self._end(spec.number, "failed", f"lost {self.config.tune.retries + 1} times, at last: {last}")
                 return spec
             self.state.record("retry", trial=spec.number, reason=last)
-            if "OutOfMemory" in reason:
+            spec = self._specs[spec.number]  # with what it has measured
+            if any(text in reason for text in NO_MEMORY) and spec.recipe["batch"] > 0:
                 share = -(-spec.recipe["batch"] // self.capacity.placement.workers)
-                micro = max(min(share, spec.recipe["micro_batch"] or share) // 2, 1)
-                spec = replace(spec, recipe=spec.recipe | {"micro_batch": micro}, measured=True)
+                self._micro[spec.number] = micro = max(min(share, spec.recipe["micro_batch"] or share) // 2, 1)
+                spec = self._specs[spec.number] = replace(spec, recipe=spec.recipe | {"micro_batch": micro})
                 last += f"; it goes on with at most {micro} images at a time"
             self.screen.warn(f"trial {spec.number} was lost and goes on from its last checkpoint: {last}")
             return spec
@@ -162,7 +187,10 @@ class Sweep:
             config = load_config(folder.path / "config.yaml")
         else:
             config = with_params(self.config, trial.params).model_copy(update=self.state.settings)
-        config = config.model_copy(update={"epochs": self.state.plan.max_epochs, "name": folder.name, "tune": Tune()})
+        changes: dict[str, Any] = {"epochs": self.state.plan.max_epochs, "name": folder.name, "tune": Tune()}
+        if number in self._micro:
+            changes["micro_batch"] = self._micro[number]
+        config = config.model_copy(update=changes)
         measures = not known and (self.planned.measures_each or not self.state.settings)
         if measures and not self.planned.measures_each:
             self._measuring = number
@@ -219,8 +247,12 @@ class Sweep:
             return self._outcome(number, message)
         known = len(recorder.rows)
         recorder.handle(message.metrics, message.has_state)
-        if "decided" in message.metrics and self._measuring == number:
-            self._settle(message.metrics["decided"])
+        if "decided" in message.metrics:
+            decided = message.metrics["decided"]
+            spec = self._specs[number]
+            self._specs[number] = replace(spec, recipe=spec.recipe | decided, measured=True)
+            if self._measuring == number:
+                self._settle(decided)
         for row in recorder.rows[known:]:
             if self.state.epoch(number, row):
                 self._close(number)
@@ -270,10 +302,14 @@ class Sweep:
             tracker.hurry()
         for tracker in self.trackers:
             tracker.finish("KILLED")  # those that have not ended
+        for number, recorder in self.recorders.items():
+            trial = self.state.trials[number]
+            recorder.write_summary(trial.status, trial.because)  # now with the run in MLflow
         summary = self.account.write_summary(overview, self.error, self.tracker.info)
         self.tracker.log_artifacts(self.folder.path)
         self.tracker.finish(TRACKED.get(status, "FINISHED"), self.account.metrics(overview))
         summary = self.account.write_summary(overview, self.error, self.tracker.info)
+        self.state.record("closed")
         shutil.rmtree(self.folder.scratch, ignore_errors=True)
         if self.error:
             raise RunError(f"the sweep failed: {self.error}\nmore in {self.folder.path}")
@@ -294,9 +330,10 @@ class Sweep:
                 ending = ("interrupted", self.stop.reason)
             elif over == BUDGET and not self.error:
                 ending = ("stopped", BUDGET)
-            for number in [n for n, t in trials.items() if t.status == "running" and n in self.recorders]:
+            for number in [n for n, t in trials.items() if t.status == "running"]:
                 self.state.end(number, "stopped" if ending[1] == BUDGET else "interrupted", ending[1])
-                self._finish_record(number)
+                if number in self.recorders:
+                    self._finish_record(number)
             return ending
 
     def _finish_record(self, number: int) -> None:

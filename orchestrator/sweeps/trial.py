@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from orchestrator.worker import Job, is_lost, set_threads
 from trainables.augment import Augmentation
 from trainables.checkpoint import find
 from trainables.contracts import Metrics, State
-from trainables.headroom import is_out_of_memory, memory_limit, release_memory
+from trainables.headroom import is_out_of_memory, release_memory
 from trainables.local import LocalRuntime
 from trainables.recipe import Recipe
 
@@ -74,8 +75,6 @@ class Spec:
     def job(self, shared: Shared) -> Job:
         view, place = shared.variants[self.variant]
         recipe = Recipe.model_validate(self.recipe)
-        if recipe.memory is None:
-            recipe = recipe.model_copy(update={"memory": _memory(recipe, shared)})
         return Job(
             recipe=recipe.model_dump(),
             view=replace(view, batch=max(recipe.batch, 1), seed=recipe.seed, augmentation=Augmentation.of(recipe)),
@@ -88,14 +87,16 @@ class Spec:
             measured=self.measured,
             largest_batch=self.largest_batch,
             threads=shared.placement.cpus,
+            neighbours=shared.neighbours,
+            gpu_share=shared.placement.gpus,
         )
 
 
 class TuneRuntime(LocalRuntime):
     """The Runtime of a trial with one worker. It trains one epoch ahead of the scheduler's verdict at most."""
 
-    def __init__(self, trial: TrialThread, job: Job) -> None:
-        super().__init__(job.run_folder / "checkpoints", trial.put_report, job.restore, stop=trial.stop.event)
+    def __init__(self, trial: TrialThread, job: Job, device: torch.device | None = None) -> None:
+        super().__init__(job.run_folder / "checkpoints", trial.put_report, job.restore, device, trial.stop.event)
         self._trial = trial
 
     def report(self, metrics: Metrics, state: State | None) -> None:
@@ -116,7 +117,7 @@ class TrialThread:
         self._changed = threading.Condition()
         self._reported = self._taken = self._judged = 0
         """Epochs that the loop has reported, that Tune was given, and that it has judged."""
-        self._lost: Exception | None = None
+        self._lost: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=f"trial-{spec.number}", daemon=True)
         self._thread.start()
 
@@ -175,8 +176,9 @@ class TrialThread:
     def _run(self) -> None:
         try:
             outcome: Metrics = {"stopped_because": self._train()}
-        except Exception as error:
-            (self._spec.folder / "logs" / "trial.log").write_text(traceback.format_exc())
+        except BaseException as error:  # also an exit in a model of the user's own: Tune waits for an answer
+            with suppress(OSError):  # the disk may be full
+                (self._spec.folder / "logs" / "trial.log").write_text(traceback.format_exc())
             self._lost = error if is_lost(error) else None
             outcome = {"failed": describe(error)}
         self._put(Message(outcome, has_state=False, outcome=True))
@@ -204,7 +206,8 @@ class TrialThread:
         if self._cache is None:
             return supervise(job, placement, None, lambda m, s: self._put(Message(m, s)), self.stop)
         threads = set_threads(1, placement.gpu, job.threads)
-        with TuneRuntime(self, job) as runtime:
+        device = None if placement.gpu else torch.device("cpu")
+        with TuneRuntime(self, job, device) as runtime:
             return job.run(self._cache, runtime, threads).stopped_because
 
 
@@ -238,9 +241,7 @@ class TrialProcess:
         self._trial = None
         gc.collect()
         release_memory()
-        left = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
-        if left > LEFT_BYTES:
-            logging.getLogger(__name__).warning("a trial left %d bytes on the GPU: its process ends", left)
+        if _spoils_the_gpu():
             os._exit(1)  # Tune begins the next trial in a new one
 
     def close(self) -> None:
@@ -254,16 +255,24 @@ class TrialProcess:
         self._caches.clear()
 
 
+def _spoils_the_gpu() -> bool:
+    """Whether a trial that has ended left memory on the GPU, or an error that would meet the next one."""
+    if not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+        left = torch.cuda.memory_allocated()
+    except RuntimeError as error:
+        logging.getLogger(__name__).warning("the GPU is no longer usable here, its process ends: %s", error)
+        return True
+    if left > LEFT_BYTES:
+        logging.getLogger(__name__).warning("a trial left %d bytes on the GPU: its process ends", left)
+    return left > LEFT_BYTES
+
+
 def _is_progress(message: Message) -> bool:
     return "steps" in message.metrics
 
 
 def _is_epoch(message: Message) -> bool:
     return message.has_state and "train_loss" in message.metrics
-
-
-def _memory(recipe: Recipe, shared: Shared) -> int:
-    """Bytes that a worker may plan with: its part of the machine's, or of the GPU that it shares."""
-    gpu = shared.placement.gpu
-    limit = memory_limit(recipe, torch.device("cuda" if gpu else "cpu"), shared.neighbours)
-    return int(limit * min(shared.placement.gpus, 1)) if gpu else limit

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from ray import tune
+from ray.exceptions import RayError
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
@@ -28,6 +30,8 @@ ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
+STOP_SECONDS = 120.0
+"""How long a trial may take to stop: its step, and its checkpoint."""
 HEAD = "node:__internal_head__"
 """A resource that Ray's head node alone has, 1.0 of it."""
 
@@ -56,13 +60,16 @@ class TrialActor(tune.Trainable):
 
     def setup(self, config: dict[str, Any], shared: Shared) -> None:  # type: ignore[override]
         self._process = TrialProcess(shared)
-        self._process.begin(config["spec"])
+        self._next: Spec | None = config["spec"]
 
     def step(self) -> dict[str, Any]:
+        spec, self._next = self._next, None
+        if spec is not None:  # not before: Tune loses a trial whose actor fails while it is being reset
+            self._process.begin(spec)
         return {"messages": self._process.take()}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._process.begin(new_config["spec"])
+        self._next = new_config["spec"]
         return True
 
     def cleanup(self) -> None:
@@ -113,6 +120,11 @@ class Judge(Link, FIFOScheduler):
         super().__init__()  # type: ignore[no-untyped-call]
         self._director = director
 
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        # else a trial is killed 10 s after the sweep was stopped, whether its checkpoint is written or not
+        controller = getattr(tune_controller, "_tune_controller", tune_controller)
+        controller._actor_force_cleanup_timeout = STOP_SECONDS
+
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         stop = self._director.take(trial.config["spec"].number, result["messages"])
         verdict: str = self.STOP if stop else self.CONTINUE
@@ -120,7 +132,8 @@ class Judge(Link, FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         spec = trial.config["spec"]
-        trial.config["spec"] = self._director.lost(spec, _reason(trial), not trial.should_recover())
+        retried = trial.status == Trial.ERROR  # Tune has given it this status on the way to being queued again
+        trial.config["spec"] = self._director.lost(spec, _reason(trial), not retried)
 
 
 class Over(Link, tune.Stopper):
@@ -164,6 +177,11 @@ def run(director: Director, shared: Shared, concurrent: int, retries: int, scrat
         ),
     )
     tuner.fit()
+
+
+def was_lost(error: Exception) -> bool:
+    """Whether Tune ended since Ray ended an actor in a way that Tune does not know (Ray 2.60: memory ran out)."""
+    return isinstance(error.__cause__, RayError)
 
 
 def _resources(shared: Shared) -> dict[str, float]:

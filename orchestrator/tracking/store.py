@@ -29,6 +29,9 @@ REFUSED = ("BAD_REQUEST", "INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", 
 LEFT_OUT = ("checkpoints", "trials", ".ray")
 """Folders of a run, and of a sweep, whose files MLflow gets no copy of."""
 
+MARK = "train_loss"
+"""A metric that every epoch has: where it is, the epoch was written."""
+
 PARAMS_AT_ONCE = 100
 """MLflow's limit."""
 
@@ -77,6 +80,7 @@ class Store:
     _client: MlflowClient
     _load: _Load
     _known: dict[str, str]
+    _written: set[int]
 
     def __init__(
         self,
@@ -129,6 +133,10 @@ class Store:
         if run.info.status != "RUNNING":
             self._client.update_run(run.info.run_id, "RUNNING")
         self._known = run.data.params
+        # an earlier session may have been killed before it had written all of its epochs
+        self._written = (
+            {point.step for point in self._client.get_metric_history(run.info.run_id, MARK)} if runs else set()
+        )
         if self._parent is None:
             self._load = _Load(self._uri)
         self.experiment_id, self.run_id = experiment_id, run.info.run_id
@@ -145,7 +153,8 @@ class Store:
             case Description():
                 self._describe(self.run_id, item)
             case Row():
-                self._write_row(self.run_id, item)
+                if not (item.step in self._written and MARK in item.metrics):
+                    self._write_row(self.run_id, item)
             case End():
                 self._write_row(self.run_id, item.last)
                 self.write_load(at_once=True)

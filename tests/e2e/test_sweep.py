@@ -135,8 +135,8 @@ def test_ctrl_c_saves_and_names_the_command_that_goes_on(
 
 
 def test_a_running_sweep_has_one_driver(shell: Shell) -> None:
-    command = shell.start("tune", shell.config(**SETTINGS), **STEP_SECONDS)
-    command.wait_until(lambda: events(shell, "epoch"))
+    command = shell.start("tune", shell.config(**SETTINGS), STEP_SECONDS="3")
+    command.wait_until(lambda: events(shell, "session"))
     second = shell.run("resume", str(shell.storage / "digits" / "s"))
     assert second.code == 2
     assert "is being run by another process" in second.err

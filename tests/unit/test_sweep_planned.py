@@ -22,8 +22,8 @@ def made(workers: Any = "auto", **tune: Any) -> Config:
     return Config.model_validate({"data": "digits", "scaling": {"workers": workers}, "tune": tune})
 
 
-def capacity(nodes: list[Node], config: Config, most: Node | None = None) -> Capacity:
-    found, problems = _capacity(config, nodes, most, "head:6379", "the cluster")
+def capacity(nodes: list[Node], config: Config, most: tuple[Node, ...] = ()) -> Capacity:
+    found, problems = _capacity(config, nodes, list(most), "head:6379", "the cluster")
     assert found, problems
     return found
 
@@ -61,7 +61,8 @@ def test_workers_that_no_single_node_holds_are_not_counted() -> None:
 
 
 def test_what_an_autoscaler_may_start_counts() -> None:
-    found = capacity([Node(0, 0)], made(), most=Node(64, 8))
+    assert capacity([Node(0, 0)], made(cpus=3), most=(Node(4, 0),) * 10).concurrent == 10, "one per machine"
+    found = capacity([Node(0, 0)], made(), most=(Node(16, 2),) * 4)
     assert found.concurrent == 8
     assert found.growing
     assert "grows" in str(found)
@@ -72,7 +73,7 @@ def test_what_an_autoscaler_may_start_counts() -> None:
     [(9, {}, "scaling.workers"), (1, {"cpus": 9}, "tune.cpus"), (1, {"gpus": 1.0}, "tune.gpus")],
 )
 def test_what_can_never_be_is_a_problem(workers: int, tune: dict[str, Any], key: str) -> None:
-    found, problems = _capacity(made(workers, **tune), [CPU], None, None, "this machine")
+    found, problems = _capacity(made(workers, **tune), [CPU], [], None, "this machine")
     assert found is None
     [problem] = problems
     assert problem.key == key
@@ -105,7 +106,9 @@ def colours(tmp_path: Path) -> Path:
 
 def test_the_defaults_come_first_and_configurations_once(colours: Path) -> None:
     starts = [{"lr": 0.1}, {"lr": 0.05}, {"batch": 4}, {"lr": 0.1}]
-    sweep = planned(colours, optimizer="SGD", tune={"space": {"lr": [0.05, 0.1], "batch": [4, 8]}, "start_from": starts})
+    sweep = planned(
+        colours, optimizer="SGD", tune={"space": {"lr": [0.05, 0.1], "batch": [4, 8]}, "start_from": starts}
+    )
     assert sweep.starts == [
         ("default", {"lr": 0.05, "batch": 8}),
         ("start_from", {"lr": 0.1, "batch": 8}),
@@ -146,7 +149,9 @@ def test_an_earlier_sweep_is_learnt_from(colours: Path, tmp_path: Path) -> None:
     sweep = planned(colours, tune=tune)
     assert sweep.starts == [("default", {"lr": 0.05}), ("start_from", {"lr": 0.3})]
     [earlier] = sweep.earlier
-    assert [trial.params["lr"] for trial in earlier.trials] == [0.2, 0.3, 0.4], "what lies outside the space is left out"
+    assert [params["lr"] for params, _, _ in earlier.trials] == [0.2, 0.3, 0.4], (
+        "what lies outside the space is left out"
+    )
     sweep.plan(sweep.config)
 
 

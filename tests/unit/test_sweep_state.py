@@ -119,6 +119,19 @@ def test_after_a_kill_anywhere_the_sweep_comes_to_the_same_end(tmp_path: Path, c
     assert replayed(path).trials == state.trials
 
 
+def test_who_ended_before_a_kill_is_known_and_nobody_else(journal: Journal, tmp_path: Path) -> None:
+    state = started(journal)
+    for _ in range(3):
+        assert state.next(str)
+    state.end(0, "finished", "epochs")
+    state.record("closed")
+    state.record("session")
+    state.end(1, "failed", "x")
+    assert replayed(tmp_path / "journal.jsonl").unclosed == {1}
+    state.record("closed")
+    assert replayed(tmp_path / "journal.jsonl").unclosed == set()
+
+
 def test_an_epoch_that_is_told_again_is_counted_once(journal: Journal) -> None:
     state = started(journal)
     trial = state.next(str)
@@ -183,9 +196,8 @@ def test_failures_that_differ_or_follow_a_result_are_no_common_reason(journal: J
 def test_more_samples(journal: Journal, tmp_path: Path) -> None:
     state = started(journal)
     run(state, QUALITY)
-    state.record("extended", changes={"samples": 8})
-    state.change(plan(samples=8))
-    state.revive()
+    state.extend({"samples": 8}, plan(samples=8))
+    assert not state.waiting
     run(state, QUALITY | {6: 0.9, 7: 0.05})
     assert len(state.trials) == 8
     assert state.trials[6].status == "finished"
@@ -202,9 +214,8 @@ def test_more_epochs_let_the_best_of_each_rung_go_on(journal: Journal, tmp_path:
     assert [t.status for t in state.trials.values()] == [
         "finished", "finished", "stopped", "finished", "finished", "stopped"
     ]  # fmt: skip
-    state.record("extended", changes={"most": 18})
-    state.change(plan(most=18))
-    assert state.revive() == [3, 4], "the two best of the four at epoch 9; who was stopped is behind them at epoch 1"
+    state.extend({"most": 18}, plan(most=18))
+    assert list(state.waiting) == [3, 4], "two of the six at epoch 1; the others are behind them there, or at epoch 3"
     run(state, quality, until=18)
     assert {n: t.epochs for n, t in state.trials.items()} == {0: 9, 1: 9, 2: 1, 3: 18, 4: 18, 5: 1}
     assert state.trials[3].epochs == 18
