@@ -69,6 +69,7 @@ def test_a_build_that_was_killed_goes_on(shell: Shell, folder: Path) -> None:
     assert len(set(first)) == len(first)
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_building_leaves_nothing_but_finished_shards(shell: Shell, folder: Path) -> None:
     caches = shell.folder / "caches"
     config = shell.config(data=str(folder), imgsz=16, cache_dir=str(caches), format=slow_reader(shell, 0.05))
@@ -80,6 +81,7 @@ def test_ctrl_c_while_building_leaves_nothing_but_finished_shards(shell: Shell, 
     assert not list(caches.glob("*/.*")), "no half-written files"
 
 
+@pytest.mark.slow
 def test_a_killed_driver_leaves_memory_until_the_next_start(shell: Shell, folder: Path) -> None:
     """The ram tier, and what Ray spilled."""
     config = shell.config(data=str(folder), imgsz=16, cache="ram", model="mymodels:slow", epochs=50)
@@ -197,6 +199,7 @@ def test_a_disk_that_fills_up_while_it_is_built(shell: Shell, folder: Path, tmp_
         subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(cpu_count() < 2, reason="two workers need two CPUs")
 def test_workers_that_hold_all_cpus_leave_room_for_decoding(shell: Shell, folder: Path) -> None:
     runs = {}

@@ -92,7 +92,11 @@ def interrupt(
         shell.close()
 
 
-@pytest.fixture(scope="module", params=CASES)
+SLOW = ("ctrl-c with two workers", "sigterm in process")
+"""Cases whose promise the other two keep too, for what is run at every change."""
+
+
+@pytest.fixture(scope="module", params=[pytest.param(c, marks=pytest.mark.slow) if c in SLOW else c for c in CASES])
 def interrupted(request: pytest.FixtureRequest, interrupt: Interrupt) -> Interrupted:
     return interrupt(request.param)
 
@@ -134,7 +138,7 @@ def test_mlflow_has_a_killed_run(interrupted: Interrupted) -> None:
 # -------------------------------------------------------------------------------------------------- resuming
 
 
-@pytest.fixture(scope="module", params=["ctrl-c in process", "ctrl-c with two workers"])
+@pytest.fixture(scope="module", params=["ctrl-c in process", pytest.param(SLOW[0], marks=pytest.mark.slow)])
 def resumed(request: pytest.FixtureRequest, interrupt: Interrupt) -> Interrupted:
     """A run of above, after the command that its screen named."""
     before = interrupt(request.param)

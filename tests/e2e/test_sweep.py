@@ -116,6 +116,7 @@ def interrupted(shell: Shell) -> Finished:
     return command.wait()
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_names_the_command_that_goes_on(
     interrupted: Finished, shell: Shell, undisturbed: Path
 ) -> None:
@@ -134,6 +135,7 @@ def test_ctrl_c_saves_and_names_the_command_that_goes_on(
     check_whole(shell, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_running_sweep_has_one_driver(shell: Shell) -> None:
     command = shell.start("tune", shell.config(**SETTINGS), STEP_SECONDS="3")
     command.wait_until(lambda: events(shell, "session"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 import time
 from pathlib import Path
@@ -71,4 +72,16 @@ class NotesItsProcess(Counting):
         if trains:
             PROCESSES.mkdir(exist_ok=True)
             (PROCESSES / str(os.getpid())).touch()
+        return logits
+
+
+class DiesOnce(Counting):
+    """Its process is killed in the ninth training step, the first time."""
+
+    def after(self, logits: Tensor, trains: bool) -> Tensor:
+        mark = PROCESSES / "dead"
+        if trains and self.steps == 9 and not mark.exists():
+            PROCESSES.mkdir(exist_ok=True)
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
         return logits

@@ -30,6 +30,7 @@ def cluster(plain_environment: None) -> Iterator[Any]:
     cluster.shutdown()
 
 
+@pytest.mark.slow
 def test_a_trial_on_a_node_that_dies_goes_on_elsewhere(cluster: Any, tmp_path: Path) -> None:
     config = Config.model_validate(
         {

@@ -235,9 +235,28 @@ def test_a_trial_that_fails_is_counted_with_its_reason_and_the_sweep_goes_on(mak
     assert sorted(statuses) == ["FAILED", "FINISHED", "FINISHED", "FINISHED"]
 
 
+@pytest.mark.parametrize("workers", [pytest.param(1), pytest.param(2, marks=pytest.mark.slow)])
+def test_a_trial_whose_process_is_killed_goes_on_from_its_checkpoint(make_config: MakeConfig, workers: int) -> None:
+    def sweep(name: str, model: str) -> Result:
+        space = {"space": {"lr": [0.05, 0.02]}, "searcher": "grid", "scheduler": "none", "concurrent": 1}
+        return tune(
+            make_config(workers, name=f"{name}-{workers}", epochs=6, model=f"tests.ray.models:{model}", tune=space)
+        )
+
+    shutil.rmtree(models.PROCESSES, ignore_errors=True)
+    result, undisturbed = sweep("killed", "DiesOnce"), sweep("calm", "Counting")
+    shutil.rmtree(models.PROCESSES)
+    assert [trial["retries"] for trial in table(result, "trials.csv")] == ["1", "0"]
+    assert result.summary["trials"]["finished"] == 2
+    for number in range(2):
+        assert untimed_rows(trial_folder(result, number)) == untimed_rows(trial_folder(undisturbed, number))
+    assert len(mlflow_runs(result)) == 3
+
+
 # ------------------------------------------------------------------------------------------------------ budgets
 
 
+@pytest.mark.slow
 def test_a_budget_of_epochs_ends_the_sweep_with_the_best_so_far(make_config: MakeConfig) -> None:
     result = tune(
         make_config(
@@ -258,7 +277,7 @@ def test_a_budget_of_epochs_ends_the_sweep_with_the_best_so_far(make_config: Mak
 # --------------------------------------------------------------------------------------------- resume and extend
 
 
-@pytest.mark.parametrize("change", ["samples=+3", "epochs=2x"])
+@pytest.mark.parametrize("change", [pytest.param("samples=+3", marks=pytest.mark.slow), "epochs=2x"])
 def test_a_finished_sweep_is_extended(make_config: MakeConfig, change: str) -> None:
     config = make_config(
         1,
@@ -299,6 +318,7 @@ def test_a_finished_sweep_has_nothing_to_resume(planted: Result) -> None:
     assert changed <= {"journal.jsonl", "sweep.yaml"}
 
 
+@pytest.mark.slow
 def test_the_winner_is_trained_on(make_config: MakeConfig) -> None:
     result = tune(
         make_config(

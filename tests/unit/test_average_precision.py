@@ -242,7 +242,7 @@ def of_rank(world: World, tied: bool) -> Any:
     return [metric.compute(), metric.details()]
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_three_ranks_give_what_one_gives(tied: bool, tmp_path: Path) -> None:
     (scalars, details), *others = run_ranks(3, of_rank, tmp_path, tied)
     alone = of_rank(ONE, tied)

@@ -308,6 +308,7 @@ def test_classes_are_sorted_and_those_without_objects_come_last(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("masks", [False, True])
+@pytest.mark.slow
 def test_bars_of_a_thousand_classes(tmp_path: Path, figures: list[Figure], masks: bool) -> None:
     rows = [class_row(f"class {i} of the many that there are here", i / 1200 or None, 5, masks) for i in range(1000)]
     plot_classes(class_rows({"classes": rows}, ()), tmp_path / "per_class.png")
