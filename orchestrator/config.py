@@ -15,6 +15,9 @@ from trainables.registry import did_you_mean
 FORMAT_VERSION = 1
 """Of config.yaml in a run folder."""
 
+DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+"""libyaml's where it is there: ten times faster, which a sweep of a thousand trials notices."""
+
 FORMATS = ("auto", "digits", "yolo", "coco", "voc", "parquet", "imagefolder")
 """Values of `format`, beside readers of the user's own."""
 
@@ -223,4 +226,4 @@ def dump(config: Config) -> str:
     """The YAML text of a resolved config, every key in the order of the schema; `tune` where it says something."""
     silent = {"tune"} if config.tune == Tune() else set()
     values = {"format_version": FORMAT_VERSION, **config.model_dump(mode="json", exclude=silent)}
-    return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    return str(yaml.dump(values, Dumper=DUMPER, sort_keys=False, allow_unicode=True))

@@ -16,7 +16,7 @@ from trainables.contracts import DataInfo, Metrics, Runtime, Task
 from trainables.optim import choose
 from trainables.precision import choose_precision, set_deterministic
 from trainables.recipe import Recipe
-from trainables.trials import Bench, Row, Trial
+from trainables.trials import TIMED_STEPS, Bench, Row, Trial
 
 LEAST_STEPS = 8
 """``batch: -1`` leaves an epoch at least so many optimizer steps."""
@@ -25,8 +25,11 @@ SAME = 0.02
 ROUNDS = 2
 TRIAL_IMAGES = 8
 """Precision and memory format are compared on so many images at a time."""
-LONG_SECONDS = 300.0
-"""``amp: auto`` compares precisions on a CPU where the run is expected to take longer."""
+LONG_SECONDS, COST_SHARE = 300.0, 0.03
+"""``amp: auto`` compares precisions on a CPU where the run is expected to take longer, and the comparison no more than
+this share of it."""
+STEP_SECONDS = 2.0
+"""A step that is measured takes about so long at most: fewer images where each takes long."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +93,13 @@ def _formats_are_open(recipe: Recipe) -> bool:
 
 def _settle_precision(bench: Bench, recipe: Recipe, first: list[Row], table: list[Row]) -> Recipe:
     """On a CPU: precision and memory format by measurement, where that is asked for or the run is long."""
-    size = _most_that_fits(bench, first, min(TRIAL_IMAGES, _share(recipe, bench)))
+    each = (first[-1]["seconds"] or math.inf) / first[-1]["images"]
+    size = _most_that_fits(bench, first, min(TRIAL_IMAGES, _share(recipe, bench), max(int(STEP_SECONDS / each), 1)))
     plain = recipe.model_copy(update={"amp": False}) if recipe.amp in (True, "auto") else recipe
-    is_long = _is_long(recipe, bench, first[-1])
+    cost = (1 + 4 * ROUNDS) * (1 + TIMED_STEPS) * size * each
+    is_long = _is_long(recipe, bench, first[-1], cost)
     if is_long:  # two images take longer, each, than they do among more
-        is_long = _is_long(recipe, bench, bench.agree(bench.measure(bench.plain(size, plain))))
+        is_long = _is_long(recipe, bench, bench.agree(bench.measure(bench.plain(size, plain))), cost)
     precisions = [False, "bf16"] if recipe.amp is True or (recipe.amp == "auto" and is_long) else [recipe.amp]
     measured = recipe.channels_last == "auto" and (is_long or len(precisions) > 1)
     formats = [True, False] if measured else [recipe.channels_last]
@@ -114,10 +119,11 @@ def _seconds(row: Row) -> float:
     return math.inf if row["seconds"] is None else float(row["seconds"])
 
 
-def _is_long(recipe: Recipe, bench: Bench, row: Row) -> bool:
-    """Whether the run takes longer than LONG_SECONDS, at this row's throughput."""
+def _is_long(recipe: Recipe, bench: Bench, row: Row, cost: float) -> bool:
+    """Whether the run, at this row's throughput, is worth a measurement of so many seconds."""
     rate = row["images_per_second"]
-    return rate is not None and bench.info.train * recipe.total_epochs / rate > LONG_SECONDS
+    limit = max(LONG_SECONDS, cost / COST_SHARE)
+    return rate is not None and bench.info.train * recipe.total_epochs / rate > limit
 
 
 def _settle_batch(bench: Bench, recipe: Recipe, table: list[Row]) -> Recipe:

@@ -34,6 +34,8 @@ from orchestrator.tracking import Dataset, Tracker
 from trainables.recipe import Recipe
 
 POLL_SECONDS = 0.25
+TABLE_SECONDS = 2.0
+"""How far trials.csv and decisions.csv may be behind while trials run."""
 NO_MEMORY = ("OutOfMemory", "low on memory", "out of memory")
 FINISHED: dict[str, Status] = {"epochs": "finished", "interruption": "interrupted"}
 TRACKED: dict[str, str] = {"failed": "FAILED", "interrupted": "KILLED"}
@@ -71,6 +73,7 @@ class Sweep:
         """The micro-batch of trials that a machine had no memory for."""
         self._lock = threading.RLock()
         self._warned: set[str] = set()
+        self._tables_due = 0.0
 
     # ---------------------------------------------------------------------------------------- from start to end
 
@@ -287,7 +290,9 @@ class Sweep:
         self._finish_record(number)
         trial = self.state.trials[number]
         overview = self.account.overview("running", "")
-        self.folder.write_tables(overview, self.state.folders)
+        if time.monotonic() >= self._tables_due:
+            self.folder.write_tables(overview, self.state.folders)
+            self._tables_due = time.monotonic() + TABLE_SECONDS
         self.screen.ended(trial, overview)
 
     # -------------------------------------------------------------------------------------------------- the end

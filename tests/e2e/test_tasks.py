@@ -41,7 +41,7 @@ SEGMENT = {
 }
 RUNS: dict[str, dict[str, Any]] = {
     "bccd_voc": DETECT | {"epochs": 10},
-    "veg_yolo": DETECT | {"epochs": 60, "val_interval": 15},
+    "veg_yolo": DETECT | {"epochs": 100, "val_interval": 50},
     "nuts_coco": SEGMENT | {"epochs": 60, "val_interval": 15},
     "dsb2018_nuclei": SEGMENT | {"epochs": 10, "val_interval": 2, "format": "nuclei:read"},
 }
