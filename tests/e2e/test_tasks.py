@@ -43,7 +43,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "bccd_voc": DETECT | {"epochs": 10},
     "veg_yolo": DETECT | {"epochs": 100, "val_interval": 50},
     "nuts_coco": SEGMENT | {"epochs": 60, "val_interval": 15},
-    "dsb2018_nuclei": SEGMENT | {"epochs": 10, "val_interval": 2, "format": "nuclei:read"},
+    "dsb2018_nuclei": SEGMENT | {"model": "light:fine", "epochs": 4, "val_interval": 2, "format": "nuclei:read"},
 }
 
 
@@ -105,5 +105,16 @@ def maskrcnn(num_classes):
     )
     anchors = AnchorGenerator(((16, 32, 64, 128),) * 3, ((0.5, 1.0, 2.0),) * 3)
     few = {"rpn_pre_nms_top_n_train": 400, "rpn_post_nms_top_n_train": 150, "rpn_post_nms_top_n_test": 60}
+    return MaskRCNN(backbone, num_classes, rpn_anchor_generator=anchors, box_batch_size_per_image=48, **few)
+
+
+def fine(num_classes):
+    # for objects of a few pixels: features at an eighth of the image, and smaller anchors
+    backbone = mobilenet_backbone(
+        backbone_name="mobilenet_v3_large", weights=None, fpn=True, norm_layer=nn.BatchNorm2d, trainable_layers=6,
+        returned_layers=[1, 2, 3],
+    )
+    anchors = AnchorGenerator(((8,), (16,), (32,), (64,)), ((0.5, 1.0, 2.0),) * 4)
+    few = {"rpn_pre_nms_top_n_train": 400, "rpn_post_nms_top_n_train": 150, "rpn_post_nms_top_n_test": 100}
     return MaskRCNN(backbone, num_classes, rpn_anchor_generator=anchors, box_batch_size_per_image=48, **few)
 """
