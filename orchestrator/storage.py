@@ -149,6 +149,14 @@ class RunFolder:
         with self.results.open(newline="") as file:
             return [{k: _number(v) if v else None for k, v in row.items()} for row in csv.DictReader(file)]
 
+    def read_summary(self) -> dict[str, Any]:
+        """summary.json as the last session left it; empty where there is none."""
+        try:
+            summary: dict[str, Any] = json.loads((self.path / "summary.json").read_text())
+        except (OSError, json.JSONDecodeError):
+            return {}
+        return summary
+
     def _columns(self) -> list[str]:
         if not self.results.exists():
             return []

@@ -239,6 +239,7 @@ class Sweep:
             tracker,
             time.time(),
             list(trial.rows),
+            folder.read_summary(),
         )
 
     def _take(self, number: int, message: Message) -> bool:
