@@ -284,7 +284,7 @@ def test_a_sweep_that_exists_is_not_begun_again(inside: Path, monkeypatch: pytes
     monkeypatch.setattr(cli, "connect_early", lambda *arguments, **options: None)
     taken = inside / "sweeps" / "colours" / "mine"
     taken.mkdir(parents=True)
-    (inside / "bad.yaml").write_text(GOOD + "storage: sweeps\nname: mine\n")
+    (inside / "bad.yaml").write_text(GOOD + "storage: sweeps\nname: mine\nbatch: 8\n")
     done = call("tune", "bad.yaml")
     check_message(done, ("bad.yaml:6", "exists already", "orchestrator resume"))
 
