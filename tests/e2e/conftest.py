@@ -43,5 +43,4 @@ def digits_cache(tmp_path_factory: pytest.TempPathFactory, environment: dict[str
     with closing(Shell(tmp_path_factory.mktemp("first"), environment)) as shell:
         done = shell.run("train", shell.config(epochs=1))
     assert done.code == 0, done.err
-    assert "starting Ray" in done.out
     return Path(environment["ORCHESTRATOR_CACHE"])
