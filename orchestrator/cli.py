@@ -21,6 +21,7 @@ from orchestrator.launch import connect_early
 from orchestrator.reading import read_source, validate
 from orchestrator.schema import json_schema, schema_keys, schema_markdown
 from orchestrator.stop import Impatience
+from orchestrator.sweeps.journal import is_sweep
 
 if TYPE_CHECKING:
     from orchestrator.run import Result
@@ -247,11 +248,6 @@ def schema(
 ) -> None:
     """Print the JSON schema of config files, for editors."""
     typer.echo(schema_markdown() if markdown else json.dumps(json_schema(), indent=2), nl=not markdown)
-
-
-def is_sweep(path: str) -> bool:
-    """Whether a folder is that of a sweep."""
-    return os.path.isfile(os.path.join(os.path.expanduser(path), "journal.jsonl"))
 
 
 def _screen(verbose: bool) -> Screen:

@@ -11,9 +11,9 @@ from typing import Any
 from orchestrator.config import Config, ConfigError, Tune, dump
 from orchestrator.drafts import replacing
 from orchestrator.storage import RunFolder, make_folder
+from orchestrator.sweeps.journal import JOURNAL
 from orchestrator.sweeps.records import Overview
 
-JOURNAL = "journal.jsonl"
 DECISIONS = ("trial", "epoch", "rung", "bracket", "value", "cutoff", "peers", "decision")
 
 
@@ -99,7 +99,3 @@ class SweepFolder:
     def _write(self, path: Path, text: str) -> None:
         with replacing(path) as draft:
             draft.write_text(text, encoding="utf-8")
-
-
-def is_sweep(path: Path) -> bool:
-    return (path.expanduser() / JOURNAL).is_file()

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 FORMAT_VERSION = 1
+JOURNAL = "journal.jsonl"
 
 Event = dict[str, Any]
 
@@ -57,6 +58,11 @@ class Journal:
 
     def close(self) -> None:
         self._file.close()
+
+
+def is_sweep(path: str | Path) -> bool:
+    """Whether a folder is that of a sweep."""
+    return (Path(path).expanduser() / JOURNAL).is_file()
 
 
 def read_journal(path: Path) -> list[Event]:

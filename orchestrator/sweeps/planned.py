@@ -13,8 +13,7 @@ from orchestrator.config import Config, Problem
 from orchestrator.errors import describe
 from orchestrator.preflight import Checked, preflight
 from orchestrator.sweeps.combinations import Space
-from orchestrator.sweeps.folder import is_sweep
-from orchestrator.sweeps.journal import read_journal
+from orchestrator.sweeps.journal import JOURNAL, is_sweep, read_journal
 from orchestrator.sweeps.records import Params, Trial
 from orchestrator.sweeps.schedulers import build_scheduler
 from orchestrator.sweeps.searchers import build_searcher
@@ -136,7 +135,7 @@ def plan_sweep(config: Config, known: Sequence[Earlier] | None = None) -> tuple[
     problems += found
     if space is None:
         return None, problems
-    problems += _check_batches(space, config, train, least)
+    problems += _check_batches(space, checked, train, least)
     problems += _check_models(space, checked)
     variants, found = _variants(space, checked)
     problems += found
@@ -192,14 +191,15 @@ def _check_build(planned: Planned, key: str) -> Problem | None:
     return None
 
 
-def _check_batches(space: Space, config: Config, train: int, workers: int) -> list[Problem]:
+def _check_batches(space: Space, checked: Checked, train: int, workers: int) -> list[Problem]:
+    config, splits = checked.config, checked.manifest.table["split"].unique().to_pylist()
     domain = space.domains.get("batch")
     sizes = [("tune.space.batch", size) for size in domain.ends()] if domain else []
     problems = []
     for key, size in [("batch", config.batch), *sizes]:
         if told := _why_not_batch(size, train, workers):
             problems.append(Problem(key, f"{key}: {told}"))
-    if config.tune.space is not None and "seed" in space.domains and "val" not in _splits(config):
+    if config.tune.space is not None and "seed" in space.domains and "val" not in splits:
         problems.append(Problem("tune.space.seed", "tune.space.seed: it would change which images are held back"))
     return problems
 
@@ -213,12 +213,6 @@ def _why_not_batch(size: Any, train: int, workers: int) -> str:
     if size < workers:
         return f"{size} is less than the {workers} workers of a trial, each of which needs an image of it"
     return ""
-
-
-def _splits(config: Config) -> set[str]:
-    from orchestrator.data.manifest import read_manifest
-
-    return set(read_manifest(config.data, config.format).table["split"].unique().to_pylist())
 
 
 def _check_models(space: Space, checked: Checked) -> list[Problem]:
@@ -267,8 +261,6 @@ def _read_earlier(path: Path, checked: Checked, space: Space) -> Earlier:
     """The trials of another sweep, as far as they lie in this space. Raises ValueError, OSError."""
     if not is_sweep(path):
         raise ValueError(f"{path} is not the folder of a sweep")
-    from orchestrator.sweeps.folder import JOURNAL
-
     trials: dict[int, Trial] = {}
     for event in read_journal(path.expanduser() / JOURNAL):
         if event["kind"] == "trial":
