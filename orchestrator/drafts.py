@@ -17,3 +17,9 @@ def replacing(path: Path) -> Iterator[Path]:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file in one rename: a reader sees the old or the new text. Raises OSError."""
+    with replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8", newline="")

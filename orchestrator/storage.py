@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config import Config, ConfigError, dump
+from orchestrator.drafts import write_text
 from trainables.checkpoint import find, load
 from trainables.contracts import Metrics
 
@@ -113,10 +113,10 @@ class RunFolder:
         return self.path.name
 
     def write_config(self, config: Config) -> None:
-        _write(self.path / "config.yaml", dump(config))
+        write_text(self.path / "config.yaml", dump(config))
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
-        _write(self.path / name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+        write_text(self.path / name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
     def write_csv(self, name: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         with (self.path / name).open("w", newline="") as file:
@@ -140,7 +140,7 @@ class RunFolder:
             writer = csv.DictWriter(text, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
-        _write(self.results, text.getvalue())
+        write_text(self.results, text.getvalue())
 
     def read_results(self) -> list[Metrics]:
         """The rows of results.csv, numbers as numbers and empty cells as None."""
@@ -179,10 +179,3 @@ def make_folder(parent: Path, name: str) -> Path:
 
 def _number(cell: str) -> int | float:
     return int(cell) if cell.removeprefix("-").isdecimal() else float(cell)  # also nan and inf
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace a file in one rename: a reader sees the old or the new text."""
-    draft = path.with_name(f".{path.name}.tmp")
-    draft.write_text(text, encoding="utf-8", newline="")
-    os.replace(draft, path)

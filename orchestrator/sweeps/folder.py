@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config import Config, ConfigError, Tune, dump
-from orchestrator.drafts import replacing
+from orchestrator.drafts import replacing, write_text
 from orchestrator.storage import RunFolder, make_folder
 from orchestrator.sweeps.journal import JOURNAL
 from orchestrator.sweeps.records import Overview
@@ -61,18 +61,18 @@ class SweepFolder:
         return RunFolder(self.trials / name)
 
     def write_config(self, config: Config) -> None:
-        self._write(self.config, dump(config))
+        write_text(self.config, dump(config))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        self._write(self.path / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+        write_text(self.path / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
 
     def write_environment(self, values: Mapping[str, Any]) -> None:
-        self._write(self.path / "environment.json", json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+        write_text(self.path / "environment.json", json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
     def write_best(self, config: Config, told: str) -> None:
         """best.yaml: a config that `orchestrator train` takes."""
         plain = config.model_copy(update={"name": None, "tune": Tune()})
-        self._write(self.best, f"# {told}\n#   orchestrator train {self.best}\n{dump(plain)}")
+        write_text(self.best, f"# {told}\n#   orchestrator train {self.best}\n{dump(plain)}")
 
     def write_tables(self, overview: Overview, folders: Mapping[int, str]) -> None:
         """trials.csv, in the order of their numbers, and decisions.csv, in the order of time."""
@@ -95,7 +95,3 @@ class SweepFolder:
             writer = csv.writer(file)
             writer.writerow(header)
             writer.writerows(rows)
-
-    def _write(self, path: Path, text: str) -> None:
-        with replacing(path) as draft:
-            draft.write_text(text, encoding="utf-8")
